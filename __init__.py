@@ -1,0 +1,66 @@
+"""Ingot turns a trained model from any common framework into a verified, portable artifact.
+
+The names below are imported when they are first used, so that ``import ingot`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "CheckError": ".errors",
+    "IngotError": ".errors",
+    "InputError": ".errors",
+    "MissingDependencyError": ".errors",
+    "ModelError": ".errors",
+    "PackageError": ".errors",
+    "SpecError": ".errors",
+    "UntrustedCodeError": ".errors",
+    "UsageError": ".errors",
+    "TensorSpec": ".specs",
+    "load_spec": ".specs",
+    "load": ".runtime",
+    "create_keras_package": ".packagers",
+    "create_ludwig_package": ".packagers",
+    "create_onnx_package": ".packagers",
+    "create_python_package": ".packagers",
+    "create_pytorch_package": ".packagers",
+    "create_random_package": ".packagers",
+    "create_tensorflow_package": ".packagers",
+    "create_torchscript_package": ".packagers",
+    "infer": ".commands.infer",
+    "inspect": ".commands.inspect",
+    "package": ".commands.package",
+    "verify": ".commands.verify",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+if TYPE_CHECKING:
+    from .errors import (  # noqa: F401
+        CheckError,
+        IngotError,
+        InputError,
+        MissingDependencyError,
+        ModelError,
+        PackageError,
+        SpecError,
+        UntrustedCodeError,
+        UsageError,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

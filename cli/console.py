@@ -1,0 +1,209 @@
+"""Renders results for people: tables that fit 80 columns, plain text when piped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..commands.infer import InferResult
+    from ..commands.package import PackageResult
+    from ..commands.verify import VerifyResult
+    from .options import Settings
+
+_STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+
+
+def _console(stderr: bool = False) -> Console:
+    # Piped output is not cut to a width that nobody sees.
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 100
+    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=False, markup=False)
+
+
+def _fields() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _tensor(entry: Mapping[str, Any]) -> str:
+    shape = entry["shape"]
+    if shape is None:
+        text = "any shape"
+    elif not shape:
+        text = "scalar"
+    else:
+        text = "(" + ", ".join("any" if dim is None else str(dim) for dim in shape) + ")"
+    optional = ", optional" if entry.get("optional") else ""
+    return f"{entry['name']}: {entry['dtype'] or 'any type'} {text}{optional}"
+
+
+def human_size(count: float) -> str:
+    """Return a size in bytes with a binary unit: ``1.2 MiB``."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if count < 1024 or unit == "GiB":
+            return f"{count:.1f} {unit}"
+    raise AssertionError
+
+
+def print_package(result: PackageResult) -> None:
+    """Print what ``package`` wrote."""
+    golden = {
+        "given": "checked against the given outputs",
+        "recorded": "outputs of the source recorded and reproduced",
+        None: "none (name test.inputs in the spec to have them recorded)",
+    }
+    table = _fields()
+    table.add_row("package", str(result.path))
+    table.add_row("model", f"{result.name} ({result.platform})")
+    for entry in result.inputs:
+        table.add_row("input", _tensor(entry.to_dict()))
+    for entry in result.outputs:
+        table.add_row("output", _tensor(entry.to_dict()))
+    table.add_row("golden data", golden[result.golden])
+    table.add_row("size", human_size(result.size_bytes))
+    table.add_row("sha256", result.sha256)
+    _console().print(table)
+
+
+def print_infer(result: InferResult, to_stdout: bool) -> None:
+    """Print the outputs of ``infer``, and its timing."""
+    import numpy as np
+
+    if result.path is not None:
+        rows = "" if result.rows is None else f" ({result.rows} rows)"
+        click.echo(f"{result.path}{rows}")
+    elif to_stdout:
+        for name, array in result.outputs.items():
+            dtype = "string" if array.dtype.kind == "U" else array.dtype.name
+            click.echo(f"{name}: {dtype} {tuple(array.shape)}")
+            click.echo(np.array2string(array, max_line_width=78, threshold=200))
+    timing = result.timing()
+    if timing is not None:
+        click.echo(
+            f"{timing['calls']} calls: median {timing['median_ms']:.3f} ms, mean"
+            f" {timing['mean_ms']:.3f} ms, min {timing['min_ms']:.3f} ms,"
+            f" max {timing['max_ms']:.3f} ms",
+            err=not to_stdout,
+        )
+
+
+def print_description(description: Mapping[str, Any]) -> None:
+    """Print what ``inspect`` found."""
+    console = _console()
+    table = _fields()
+    table.add_row(description["kind"], description["path"])
+    platform = description.get("platform", description["framework"])
+    framework = description["framework"]
+    runs_on = framework if platform == framework else f"{platform} ({framework} code)"
+    table.add_row("model", f"{description['name']}, {runs_on}")
+    for kind in ("inputs", "outputs"):
+        entries = description[kind]
+        for entry in entries or ():
+            table.add_row(kind[:-1], _tensor(entry))
+        if not entries:
+            table.add_row(kind, "the file does not say")
+    if description.get("size_bytes") is not None:
+        table.add_row("size", human_size(description["size_bytes"]))
+    if description.get("sha256"):
+        table.add_row("sha256", description["sha256"])
+    if description["kind"] == "package":
+        _add_package_fields(table, description)
+    console.print(table)
+    if description.get("files"):
+        console.print(_files(description["files"]))
+
+
+def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
+    version = description["format_version"]
+    written = description["written_by"]
+    table.add_row("written by", written if version is None else f"{written}, format {version}")
+    if description["platform_version_semver"] != "*":
+        table.add_row("needs", f"{description['platform']} {description['platform_version_semver']}")
+    if description["custom_ops"]:
+        table.add_row("custom ops", ", ".join(description["custom_ops"]))
+    if description["runs_code"]:
+        table.add_row("code", f"{description['runs_code']}: runs only with --trust-code")
+    if description["requirements"] is not None:
+        pins = [line for line in description["requirements"] if line and line[0] != "#"]
+        table.add_row("requirements", f"{len(pins)} locked")
+    golden = description["golden"]
+    if golden is None:
+        table.add_row("golden data", "none that may be read")
+    else:
+        names = [*golden["inputs"], "->", *golden["outputs"]]
+        tolerance = f"rtol {golden['rtol']:g}, atol {golden['atol']:g}"
+        table.add_row("golden data", f"{' '.join(names)}, {tolerance}")
+    provenance = description["provenance"] or {}
+    if provenance.get("created_by"):
+        table.add_row("created by", provenance["created_by"])
+    if provenance.get("framework"):
+        found = provenance["framework"]
+        table.add_row("created with", f"{found['name']} {found['version']}")
+    if provenance.get("spec"):
+        table.add_row("spec", f"{provenance['spec']['file']} {provenance['spec']['sha256'][:16]}")
+    if description["license"]:
+        table.add_row("license", description["license"])
+
+
+def _files(files: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("file", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("packed", justify="right", no_wrap=True)
+    table.add_column("sha256", no_wrap=True)
+    for entry in files:
+        table.add_row(
+            entry["name"],
+            human_size(entry["size_bytes"]),
+            human_size(entry["packed_bytes"]),
+            (entry["sha256"] or "not listed")[:16],
+        )
+    return table
+
+
+def print_checks(result: VerifyResult) -> None:
+    """Print the checks of ``verify``, one a row."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    from rich.text import Text
+
+    for check in result.checks:
+        status = Text(check.status.upper(), style=_STYLES[check.status])
+        table.add_row(status, check.name, check.message)
+    _console().print(table)
+    verdict = "verified" if result.exit_code == 0 else "NOT verified"
+    click.echo(f"{result.path}: {verdict}")
+
+
+@contextmanager
+def hash_progress(settings: Settings) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a bar with the remaining time while files are hashed; nothing when piped or quiet."""
+    console = _console(stderr=True)
+    if settings.verbosity < 0 or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("hashing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("hashing", total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance

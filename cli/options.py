@@ -1,0 +1,127 @@
+"""Options that several commands share, as decorators, and the settings that they fill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+SCHEMA_VERSION = 1
+"""Version of the documents that ``--json`` prints."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """How a command talks.
+
+    Attributes:
+        json: standard output is exactly one JSON document.
+        verbosity: -1 quiet, 0 normal, 1 with details, 2 with tracebacks.
+        log_file: everything is also written here, with times.
+    """
+
+    json: bool = False
+    verbosity: int = 0
+    log_file: Path | None = None
+
+    def progress(self, line: str) -> None:
+        """Print a line of progress to stderr, and to the log file."""
+        logging.getLogger("ingot").info("%s", line)
+
+    def print_json(self, document: Mapping[str, Any]) -> None:
+        """Print the one JSON document of this command."""
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2)
+        click.echo(text)
+
+    def start_logging(self) -> None:
+        """Send the messages of Ingot's logger to stderr, and to the log file."""
+        logger = logging.getLogger("ingot")
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG)
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.setLevel(
+            {-1: logging.WARNING, 0: logging.INFO}.get(self.verbosity, logging.DEBUG)
+        )
+        terminal.setFormatter(_TerminalFormatter())
+        logger.addHandler(terminal)
+        if self.log_file is not None:
+            try:
+                file = logging.FileHandler(self.log_file, encoding="utf-8")
+            except OSError as error:
+                raise click.BadParameter(
+                    f"{self.log_file}: {error.strerror}", param_hint="--log-file"
+                ) from error
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger.addHandler(file)
+
+
+class _TerminalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            return f"{click.style('warning:', fg='yellow')} {message}"
+        return message
+
+
+def common_options(function: Function) -> Function:
+    """Add ``--json``, ``-q``, ``-v`` and ``--log-file``; the function gets a :class:`Settings`."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print results, warnings and errors only.")
+    @click.option(
+        "-v", "--verbose", count=True, help="Print details; -vv prints tracebacks. May repeat."
+    )
+    @click.option(
+        "--log-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Also write all messages, with times, to this file.",
+    )
+    @click.pass_obj
+    @wraps(function)
+    def wrapper(
+        settings: Settings | None,
+        *args: Any,
+        as_json: bool,
+        quiet: bool,
+        verbose: int,
+        log_file: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        settings = settings or Settings()
+        settings.json = as_json
+        settings.verbosity = -1 if quiet else verbose
+        settings.log_file = log_file
+        settings.start_logging()
+        return function(settings, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def trust_options(function: Function) -> Function:
+    """Add ``--trust-code`` and ``--ignore-lock``."""
+    function = click.option(
+        "--ignore-lock",
+        is_flag=True,
+        help="Run even if locked requirements differ from what is installed.",
+    )(function)
+    return click.option(
+        "--trust-code",
+        is_flag=True,
+        help="Let the package run code that it carries (Python, native operators).",
+    )(function)
+
+
+def force_option(function: Function) -> Function:
+    """Add ``--force``."""
+    return click.option("--force", is_flag=True, help="Replace an existing output.")(function)

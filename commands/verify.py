@@ -1,0 +1,165 @@
+"""``verify``: prove that a package is whole and still computes what it did when it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import (
+    CheckError,
+    IngotError,
+    MissingDependencyError,
+    ModelError,
+    PackageError,
+    UntrustedCodeError,
+)
+
+if TYPE_CHECKING:
+    from ..runtime.package import Package
+
+PASS, FAIL, SKIP = "pass", "fail", "skip"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One named check.
+
+    Attributes:
+        name: ``archive``, ``config``, ``layout``, ``hashes`` or ``golden``.
+        status: ``pass``, ``fail`` or ``skip``.
+        message: what was found, in one line.
+        exit_code: what the command exits with because of this check; 0 when it does not matter.
+    """
+
+    name: str
+    status: str
+    message: str
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The checks of one package, in the order in which they ran."""
+
+    path: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every check that applies passed; else the code of the first that did not."""
+        return next((check.exit_code for check in self.checks if check.exit_code), 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; the path is absolute."""
+        return {
+            "path": str(self.path.absolute()),
+            "passed": self.exit_code == 0,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+def verify(
+    package: str | Path,
+    *,
+    golden: bool = True,
+    trust_code: bool = False,
+    ignore_lock: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyResult:
+    """Check a package: its archive, configuration, layout, hashes and golden data.
+
+    Args:
+        package: a package.
+        golden: run the golden data, in a fresh process.
+        trust_code: the package may run code that it carries.
+        ignore_lock: run golden data even if locked requirements differ from what is installed.
+        progress: called with the bytes hashed so far, and all bytes.
+
+    Returns:
+        every check; a failed check is a result, no exception.
+
+    Raises:
+        ModelError: the path is no package.
+        PackageError: the archive is malformed or unsafe, so that nothing else can be checked.
+    """
+    from ..runtime.detect import detect
+    from ..runtime.package import Package
+
+    path = Path(package).expanduser()
+    kind = detect(path)
+    if kind != "package":
+        raise ModelError(f"{path}: found a {kind}; expected a package")
+    with Package(path, check_hashes=False) as opened:
+        reader = opened.reader
+        container = "directory" if reader.is_directory else "zip"
+        checks = [
+            Check(
+                "archive",
+                PASS,
+                f"{container} of {len(reader.names)} files, {reader.total_size:,} bytes",
+            ),
+            Check("config", PASS, f"{opened.config.name!r} for {opened.config.platform}"),
+            _layout(opened),
+            _hashes(opened, progress),
+        ]
+        failed = any(check.status == FAIL for check in checks)
+        checks.append(_golden(opened, golden, failed, trust_code, ignore_lock))
+    return VerifyResult(path, tuple(checks))
+
+
+def _layout(package: Package) -> Check:
+    try:
+        package.source(package.path)
+    except PackageError as error:
+        return Check("layout", FAIL, error.message, CheckError.exit_code)
+    names = package.reader.names
+    if package.payload is None and not any(name.startswith("0/code/") for name in names):
+        message = f"{package.label}: found no code below 0/code"
+        return Check("layout", FAIL, message, CheckError.exit_code)
+    return Check("layout", PASS, package.payload or "0/code")
+
+
+def _hashes(package: Package, progress: Callable[[int, int], None] | None) -> Check:
+    if package.reader.manifest is None:
+        return Check("hashes", SKIP, "no manifest.json: an early Neuropod wrote this package")
+    problems = package.reader.check_hashes(progress)
+    if not problems:
+        return Check("hashes", PASS, f"{len(package.reader.manifest)} files match manifest.json")
+    more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+    return Check("hashes", FAIL, problems[0].describe() + more, CheckError.exit_code)
+
+
+def _golden(
+    package: Package, wanted: bool, failed: bool, trust_code: bool, ignore_lock: bool
+) -> Check:
+    from ..runtime.golden import NEUROPOD_GOLDEN_FILE
+
+    if not wanted:
+        return Check("golden", SKIP, "not asked for (--no-golden)")
+    if failed:
+        return Check("golden", SKIP, "not run, because another check failed")
+    try:
+        package.require_trust(trust_code)
+        golden = package.golden(trust_code)
+        if golden is None and package.reader.has(NEUROPOD_GOLDEN_FILE):
+            message = f"{NEUROPOD_GOLDEN_FILE} is a pickle; --trust-code reads it"
+            return Check("golden", SKIP, message)
+        if golden is None:
+            return Check("golden", SKIP, "the package carries no golden data")
+        from ..runtime.child import check_package
+
+        differences = check_package(
+            package.path, golden, label=package.label, ignore_lock=ignore_lock
+        )
+    except (UntrustedCodeError, MissingDependencyError) as error:
+        # What was not run has neither passed nor failed, but must not look like success.
+        hint = f" ({error.hint})" if error.hint else ""
+        return Check("golden", SKIP, error.message + hint, error.exit_code)
+    except IngotError as error:
+        return Check("golden", FAIL, error.message, CheckError.exit_code)
+    if differences:
+        return Check("golden", FAIL, differences[0].message, CheckError.exit_code)
+    names = ", ".join(sorted(golden.outputs or {})) or "no outputs"
+    return Check("golden", PASS, f"{names} within rtol {golden.rtol:g}, atol {golden.atol:g}")

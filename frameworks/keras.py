@@ -1,0 +1,171 @@
+"""Keras 3 files (``.keras``), loaded in safe mode."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ModelError
+from ..specs.dtypes import canonical_dtype
+from ..specs.tensors import Dimension, TensorSpec
+from .base import (
+    LoadOptions,
+    Model,
+    ModelSource,
+    decode_strings,
+    first_line,
+    import_framework,
+    require_specs,
+)
+from .tensorflow import import_tensorflow, tensorflow_device
+
+if TYPE_CHECKING:
+    from .base import Arrays
+
+
+def import_keras(options: LoadOptions | None = None) -> Any:
+    """Import Keras on TensorFlow, unless the user chose another backend.
+
+    Keras writes a configuration file into the user's home when it is imported and finds none; this
+    keeps it from doing so.
+
+    Raises:
+        MissingDependencyError: it, or TensorFlow, is not installed.
+    """
+    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+        import_tensorflow(options)
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    if (home / "keras.json").exists():
+        return import_framework("keras", "tensorflow")
+    saved = os.environ.get("KERAS_HOME")
+    os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")
+    try:
+        return import_framework("keras", "tensorflow")
+    finally:
+        if saved is None:
+            del os.environ["KERAS_HOME"]
+        else:
+            os.environ["KERAS_HOME"] = saved
+
+
+def load(source: ModelSource, options: LoadOptions) -> Model:
+    """Load a ``.keras`` file; code inside of it (Lambda layers) is refused.
+
+    Raises:
+        ModelError: the file is something else, holds code or unknown classes, or lacks a tensor of
+            the spec.
+        MissingDependencyError: Keras is not installed.
+    """
+    if source.path is None:
+        raise ModelError(f"{source.label}: a Keras model needs a file")
+    if not zipfile.is_zipfile(source.path):
+        raise ModelError(
+            f"{source.label}: not a .keras file (it is no zip archive, or truncated)",
+            hint="a file of Keras 2 (.h5) is converted by loading it and model.save('model.keras')",
+        )
+    keras = import_keras(options)
+    try:
+        native = keras.saving.load_model(source.path, compile=False, safe_mode=True)
+    except Exception as error:
+        reason = first_line(error)
+        hint = None
+        if "Lambda" in str(error) or "unsafe" in str(error):
+            hint = "a Lambda layer is code, which safe mode refuses; write it as a layer class"
+        raise ModelError(
+            f"{source.label}: Keras {keras.__version__} cannot load it: {reason}", hint=hint
+        ) from error
+    return KerasModel(source, native, keras, options)
+
+
+class KerasModel(Model):
+    """A loaded Keras model, called with its inputs in the model's own structure.
+
+    Args:
+        source: the declared specs and ``node_name_mapping``; a missing one is read off the model,
+            with the first dimension called ``batch_size``, as Neuropod does.
+        native: the ``keras.Model``.
+    """
+
+    def __init__(self, source: ModelSource, native: Any, keras: Any, options: LoadOptions) -> None:
+        self.native = native
+        self.version = keras.__version__
+        self._label = source.label
+        self._keras = keras
+        self._structure = native.input
+        flat = keras.tree.flatten(self._structure)
+        mapping = {
+            node.removesuffix(":0"): name for name, node in (source.node_name_mapping or {}).items()
+        }
+        self._feed_names = [mapping.get(value.name, value.name) for value in flat]
+        self._output_names = [mapping.get(name, name) for name in output_names(native)]
+        inputs = [_spec(name, value) for name, value in zip(self._feed_names, flat, strict=True)]
+        outputs = [
+            _spec(name, value)
+            for name, value in zip(
+                self._output_names, keras.tree.flatten(native.output), strict=True
+            )
+        ]
+        self.inputs, self.outputs = require_specs(source, inputs, outputs)
+        self._call = self._compile(options)
+
+    def _compile(self, options: LoadOptions) -> Any:
+        native = self.native
+        if self._keras.backend.backend() != "tensorflow":
+            return lambda feeds: native(feeds, training=False)
+        tensorflow = import_tensorflow()
+        device = tensorflow_device(tensorflow, options.device)
+
+        def call(feeds: Any) -> Any:
+            with tensorflow.device(device):
+                return native(feeds, training=False)
+
+        return tensorflow.function(call, reduce_retracing=True)
+
+    def run(
+        self, arrays: Arrays, outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        convert = self._keras.ops.convert_to_tensor
+        try:
+            values = self.call_tensors(
+                {name: convert(arrays[name]) for name in self._feed_names}, self._call
+            )
+        except Exception as error:
+            raise ModelError(f"{self._label}: the model failed: {first_line(error)}") from error
+        wanted = self._output_names if outputs is None else outputs
+        return {name: self._array(values[name]) for name in wanted}
+
+    def call_tensors(self, tensors: Mapping[str, Any], call: Any = None) -> dict[str, Any]:
+        """Call the model with backend tensors by input name; return them by output name.
+
+        Args:
+            tensors: one tensor an input.
+            call: called instead of the model, with the inputs in the model's own structure.
+        """
+        tree = self._keras.tree
+        feeds = tree.pack_sequence_as(self._structure, [tensors[name] for name in self._feed_names])
+        returned = self.native(feeds, training=False) if call is None else call(feeds)
+        return dict(zip(self._output_names, tree.flatten(returned), strict=True))
+
+    def _array(self, value: Any) -> np.ndarray[Any, Any]:
+        array = np.asarray(self._keras.ops.convert_to_numpy(value))
+        return decode_strings(array) if array.dtype.kind in "OS" else array
+
+
+def output_names(model: Any) -> list[str]:
+    """Return the name of each output, in the order in which the model's structure flattens."""
+    if isinstance(model.output, Mapping):
+        return [str(name) for name in sorted(model.output)]
+    names = getattr(model, "output_names", None)
+    return [str(name) for name in names] if names else [value.name for value in [model.output]]
+
+
+def _spec(name: str, value: Any) -> TensorSpec:
+    shape: list[Dimension] = list(value.shape)
+    if shape and shape[0] is None:
+        shape[0] = "batch_size"
+    return TensorSpec(name, canonical_dtype(value.dtype), tuple(shape))

@@ -1,0 +1,90 @@
+"""Tells what a path holds: a spec, a package, or a bare model file of some framework."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from ..errors import ModelError
+from ..frameworks import ModelSource
+
+SPEC_SUFFIXES = (".yaml", ".yml", ".json", ".toml")
+
+
+def is_spec(path: Path) -> bool:
+    """Whether a path is meant as a spec file, by its suffix."""
+    return path.suffix.lower() in SPEC_SUFFIXES and not path.is_dir()
+
+
+def detect(path: Path) -> str:
+    """Return ``spec``, ``package``, or the framework of a bare model, by what is found.
+
+    Raises:
+        ModelError: nothing is there, or nothing that Ingot knows.
+    """
+    if not path.exists():
+        raise ModelError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _detect_folder(path)
+    if is_spec(path):
+        return "spec"
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if zipfile.is_zipfile(path):
+        return _detect_zip(path)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return "onnx"
+    if suffix == ".keras":
+        return "keras"
+    if suffix in (".pt", ".pth", ".ts", ".jit") or start[:1] == b"\x80":
+        return "torchscript"
+    if suffix in (".pb", ".safetensors"):
+        kind, need = {
+            ".pb": ("a TensorFlow graph", "node_name_mapping, inputs and outputs"),
+            ".safetensors": ("weights", "the code of their model"),
+        }[suffix]
+        raise ModelError(
+            f"{path}: {kind} alone cannot be run", hint=f"write a spec that names {need}"
+        )
+    if start[:4] == b"PK\x03\x04":
+        raise ModelError(f"{path}: a truncated or damaged zip archive; expected a package")
+    raise ModelError(
+        f"{path}: not a package, nor a model file that Ingot knows"
+        " (ONNX, TorchScript, .keras, SavedModel)"
+    )
+
+
+def _detect_folder(path: Path) -> str:
+    if (path / "saved_model.pb").is_file():
+        return "tensorflow"
+    if (path / "model_hyperparameters.json").is_file():
+        return "ludwig"
+    if (path / "config.json").is_file() or (path / "0").is_dir():
+        return "package"
+    raise ModelError(
+        f"{path}: not a package (no config.json), nor a SavedModel (no saved_model.pb),"
+        " nor a Ludwig model"
+    )
+
+
+def _detect_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: a damaged zip archive: {error}") from error
+    if "model.weights.h5" in names or {"metadata.json", "config.json"} <= names:
+        return "keras"
+    inner = {name.partition("/")[2] for name in names}
+    if inner & {"constants.pkl", "data.pkl", "model.json"} and "config.json" not in names:
+        return "torchscript"
+    return "package"
+
+
+def bare_source(path: Path, framework: str) -> ModelSource:
+    """Describe a bare model file to its adapter, which reads inputs and outputs off the model."""
+    return ModelSource(framework=framework, label=str(path), path=path)
