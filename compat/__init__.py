@@ -1,0 +1,1 @@
+"""The names of the tools that Ingot re-implements: a user migrates by changing an import."""
