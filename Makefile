@@ -4,8 +4,6 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 # Arguments of pytest, for example: make test ARGS="-k archive -x"
 ARGS ?=
-# Where to take PyTorch from, when not from the default index: make test TORCH_INDEX=URL
-TORCH_INDEX ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -37,9 +35,9 @@ test-fast: $(STAMP) ## run the tests that are not marked slow
 	$(RUN) -P -m pytest -m "not slow" $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
+	@mkdir -p $(VENV)/mypy && ln -sfn ../.. $(VENV)/mypy/ingot
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	@mkdir -p $(VENV)/mypy && ln -sfn ../.. $(VENV)/mypy/ingot
 	MYPYPATH=$(VENV)/mypy $(RUN) -m mypy -p ingot
 
 format: $(STAMP) ## let ruff mend what it can
@@ -68,7 +66,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@rm -f $@
 	@PYTHON="$(PYTHON)" sh .ci/make_venv.sh $(VENV)
 	@echo "installing PyTorch (a large download) ..."
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) torch
 	@echo "installing Ingot with every framework and the tools for tests ..."
 	@$(PIP) -e '.[all,dev]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""The error hierarchy: every failure a user can cause has a class, an exit code and, where it helps, a hint.
+"""The error hierarchy: every failure a user can cause has a class, an exit code, perhaps a hint.
 
 The command line prints ``message`` on one line, ``hint`` on the next, and exits with ``exit_code``.
 """
@@ -68,7 +68,7 @@ class CheckError(IngotError, ValueError):
 
 
 class ModelError(IngotError):
-    """A model, a package or input data cannot be read, is invalid or is not trusted (exit code 5)."""
+    """A model, package or input data cannot be read, is invalid or not trusted (exit code 5)."""
 
     exit_code = 5
 

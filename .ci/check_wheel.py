@@ -68,7 +68,7 @@ def check_contents(names: list[str]) -> None:
     """Every source and data file of the packages in setup.cfg is there, and nothing else."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    expected = {"ingot/py.typed", "ingot/specs/schema.json"}
+    expected = {"ingot/py.typed", "ingot/specs/spec.schema.json"}
     data = config["options.package_data"]
     for package in config["options"]["packages"].split():
         folder = ROOT.joinpath(*package.split(".")[1:])
@@ -134,8 +134,9 @@ def run(command: list[str], *, cwd: Path, home: Path | None = None, quiet: bool 
         env["HOME"] = str(home)
     done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, check=False)
     if done.returncode != 0:
-        print(done.stdout + done.stderr, file=sys.stderr)
-        sys.exit(f"exit code {done.returncode}: {' '.join(command)[:200]}")
+        shown = " ".join("..." if "\n" in part else part for part in command)
+        print(f"{done.stdout}{done.stderr}", file=sys.stderr)
+        sys.exit(f"exit code {done.returncode} from: {shown}")
     if not quiet and done.stderr:
         print(done.stderr, file=sys.stderr, end="")
     return done.stdout

@@ -55,7 +55,8 @@ class _LazyGroup(click.Group):
 
             near = get_close_matches(args[0], COMMANDS, n=1)
             if near:
-                error.message += f" Did you mean {near[0]!r}?"
+                message = f"{error.format_message()} Did you mean {near[0]!r}?"
+                raise click.UsageError(message, ctx) from error
             raise
 
 
@@ -93,7 +94,9 @@ def run(arguments: Sequence[str]) -> int:
     if "--json" in arguments:
         settings.json = True
     try:
-        code = cli.main(args=list(arguments), prog_name="ingot", standalone_mode=False, obj=settings)
+        code = cli.main(
+            args=list(arguments), prog_name="ingot", standalone_mode=False, obj=settings
+        )
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code

@@ -131,7 +131,9 @@ def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
     written = description["written_by"]
     table.add_row("written by", written if version is None else f"{written}, format {version}")
     if description["platform_version_semver"] != "*":
-        table.add_row("needs", f"{description['platform']} {description['platform_version_semver']}")
+        table.add_row(
+            "needs", f"{description['platform']} {description['platform_version_semver']}"
+        )
     if description["custom_ops"]:
         table.add_row("custom ops", ", ".join(description["custom_ops"]))
     if description["runs_code"]:

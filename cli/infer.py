@@ -63,8 +63,8 @@ def command(
 ) -> None:
     """Run MODEL on inputs and print, or write, its outputs.
 
-    MODEL is a package (zip or directory), a bare ONNX, TorchScript or .keras file, a SavedModel, or a
-    spec.
+    MODEL is a package (zip or directory), a bare ONNX, TorchScript or .keras file, a SavedModel, or
+    a spec.
     """
     from ..commands.infer import infer
     from ..commands.tensor_io import STANDARD_STREAM, encode_outputs

@@ -50,9 +50,7 @@ class Settings:
         logger.propagate = False
         logger.setLevel(logging.DEBUG)
         terminal = logging.StreamHandler(sys.stderr)
-        terminal.setLevel(
-            {-1: logging.WARNING, 0: logging.INFO}.get(self.verbosity, logging.DEBUG)
-        )
+        terminal.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(self.verbosity, logging.DEBUG))
         terminal.setFormatter(_TerminalFormatter())
         logger.addHandler(terminal)
         if self.log_file is not None:

@@ -43,8 +43,8 @@ def command(
     """Turn the model of SPEC into a verified package.
 
     SPEC is a spec file (YAML, JSON or TOML), a Ludwig model folder, or a bare ONNX, .keras or
-    SavedModel. The finished package is run on its golden data in a fresh process before it is put in
-    place; when its outputs differ, nothing is written and the exit code is 4.
+    SavedModel. The finished package is run on its golden data in a fresh process before it is put
+    in place; when its outputs differ, nothing is written and the exit code is 4.
     """
     from ..commands.package import package
 

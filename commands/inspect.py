@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def inspect(model: str | Path) -> dict[str, Any]:
     """Describe a package, a spec or a bare model file.
 
-    Nothing of a package is run, and no framework is needed for it; a bare model file is opened by its
-    framework, which reads its inputs and outputs.
+    Nothing of a package is run, and no framework is needed for it; a bare model file is opened by
+    its framework, which reads its inputs and outputs.
 
     Args:
         model: a package, a bare model file, or a spec.

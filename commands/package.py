@@ -65,8 +65,8 @@ def package(
     """Package the model of a spec, test the package in a fresh process, and put it in place.
 
     Args:
-        spec: a spec file or a loaded spec; a Ludwig model folder, or a bare model file that says its
-            own inputs and outputs (ONNX, ``.keras``, SavedModel).
+        spec: a spec file or a loaded spec; a Ludwig model folder, or a bare model file that says
+            its own inputs and outputs (ONNX, ``.keras``, SavedModel).
         output: the package to make; None makes ``NAME.ingot`` in the current folder.
         overrides: ``key.path=value`` changes to the spec.
         as_directory: write a directory instead of a zip.
@@ -153,8 +153,7 @@ def _golden_arguments(spec: ModelSpec) -> dict[str, Any]:
     if test.expected is not None:
         expected = read_npz(test.expected, str(test.expected))
         found["test_expected_out"] = {
-            name: restore_dtype(array, name, spec.outputs or ())
-            for name, array in expected.items()
+            name: restore_dtype(array, name, spec.outputs or ()) for name, array in expected.items()
         }
     return found
 
@@ -176,8 +175,7 @@ def _code(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
         code_path_spec=folders,
         code_root=spec.root,
         data_paths=[
-            {"path": entry.path, "packaged_name": entry.packaged_name}
-            for entry in model.data_paths
+            {"path": entry.path, "packaged_name": entry.packaged_name} for entry in model.data_paths
         ],
         requirements=model.requirements,
         requirements_lock=model.requirements_lock,

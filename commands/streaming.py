@@ -90,7 +90,7 @@ class SlicedInputs:
             raise InputError(f"{path}: inputs of different lengths cannot be batched: {found}")
         if not lengths:
             raise UsageError(
-                f"{path}: no input has a first dimension of any size, so --batch-size cannot be used"
+                f"{path}: no input has a first dimension of any size: --batch-size cannot be used"
             )
         self.rows = next(iter(lengths.values()))
         self._specs = specs

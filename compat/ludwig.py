@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ludwig_model_path", required=True, help="the model folder")
     parser.add_argument("--neuropod_path", required=True, help="the package to write")
     parser.add_argument("--model_name", help="the model's name (default: the folder's)")
-    parser.add_argument("--package_as_dir", action="store_true", help="write a directory, not a zip")
+    parser.add_argument("--package_as_dir", action="store_true", help="write a directory")
     options = parser.parse_args(arguments)
     try:
         path = create_ludwig_package(

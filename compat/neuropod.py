@@ -1,12 +1,13 @@
 """Neuropod's packagers and loader under their own names and argument names.
 
 ``from neuropod.packagers import create_tensorflow_neuropod`` becomes
-``from ingot.compat.neuropod import create_tensorflow_neuropod``, and so on. Two things are as they are
-only here, because existing callers rely on them:
+``from ingot.compat.neuropod import create_tensorflow_neuropod``, and so on. Two things are as they
+are only here, because existing callers rely on them:
 
 - integers that a float input can hold exactly are cast to it;
-- :func:`load_neuropod` **trusts the package**: it runs the Python code and loads the native operators
-  that the package carries. Load only packages whose author you trust, or use ``ingot.load``.
+- :func:`load_neuropod` **trusts the package**: it runs the Python code and loads the native
+  operators that the package carries. Load only packages whose author you trust, or use
+  ``ingot.load``.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def create_keras_neuropod(
 ) -> None:
     """Package a Keras model for the platform ``tensorflow``, as a SavedModel.
 
-    ``sess`` is ignored: Keras 3 has no sessions. See :func:`ingot.create_keras_package`, which keeps
-    the ``.keras`` file instead.
+    ``sess`` is ignored: Keras 3 has no sessions. See :func:`ingot.create_keras_package`, which
+    keeps the ``.keras`` file instead.
     """
     del sess
     create_keras_package(

@@ -2,8 +2,8 @@
 
     python examples/demo.py [FOLDER]
 
-Everything lands in FOLDER (default: demo), which is made anew. Each step is an ``ingot`` command, or the
-training script of examples/digits, run as you would run it.
+Everything lands in FOLDER (default: demo), which is made anew. Each step is an ``ingot`` command,
+or the training script of examples/digits, run as you would run it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ QUIET = {
 def run(console: Console, folder: Path, *command: str) -> str:
     """Run a command in the folder, show it, and return what it printed."""
     shown = " ".join(["python" if part == sys.executable else part for part in command])
-    console.print(f"[cyan]$ {shown.replace('python -m ingot.cli', 'ingot')}[/]", highlight=False)
+    shown = shown.replace("python -m ingot.cli", "ingot")
+    console.print(f"[cyan]$ {shown}[/]", highlight=False, soft_wrap=True)
     process = subprocess.run(
-        command, cwd=folder, env={**os.environ, **QUIET}, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env={**os.environ, **QUIET},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if process.returncode:
         sys.exit(f"{shown} failed with status {process.returncode}:\n{process.stderr}")

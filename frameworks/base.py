@@ -198,7 +198,7 @@ def first_line(error: BaseException) -> str:
 
 
 def decode_strings(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return an object array of ``str``, or an array of UTF-8 ``bytes``, as a NumPy unicode array."""
+    """Return an array of ``str`` objects, or of UTF-8 ``bytes``, as a NumPy unicode array."""
     import numpy as np
 
     flat = [item.decode("utf-8") if isinstance(item, bytes) else item for item in array.flat]

@@ -27,10 +27,10 @@ def name_outputs(returned: Any, names: Sequence[str], label: str) -> dict[str, A
     """Give names to what a model returned.
 
     Args:
-        returned: a dict by name, a named tuple, a list or tuple of values in the order of the spec or
-            of dicts that together hold all outputs, or one bare value when there is one output.
-        names: the outputs of the spec, in order; empty when there is no spec: then values are called
-            ``output``, or ``output_0``, ``output_1``, ...
+        returned: a dict by name, a named tuple, a list or tuple (of values in the order of the
+            spec, or of dicts that together hold all outputs), or the bare value of the one output.
+        names: the outputs of the spec, in order; empty when there is no spec: then values are
+            called ``output``, or ``output_0``, ``output_1``, ...
         label: the model, for messages.
 
     Raises:

@@ -33,6 +33,7 @@ def load_once(
             load(str(path))
         except Exception as error:
             raise ModelError(
-                f"{label}: the custom operator library {path.name} cannot be loaded: {first_line(error)}"
+                f"{label}: the custom operator library {path.name} cannot be loaded:"
+                f" {first_line(error)}"
             ) from error
         _loaded.add(key)

@@ -131,7 +131,7 @@ class CodeFolder:
         self._root: str | None = None
 
     def attribute(self, entrypoint: str, key: str = "model.entrypoint") -> Any:
-        """Return the object that ``module:attribute`` names, from this folder or an installed module.
+        """Return what ``module:attribute`` names, from this folder or an installed module.
 
         Raises:
             ModelError: the module does not exist or does not import, or has no such attribute.
@@ -163,7 +163,7 @@ class CodeFolder:
                 f"{self.label}: {key} {entrypoint!r}: found a {type(value).__name__};"
                 " expected something that can be called"
             )
-        return value  # type: ignore[no-any-return]
+        return value
 
     def close(self) -> None:
         """Forget the folder's modules; objects made from them stay usable."""

@@ -47,8 +47,8 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
 def read_specs(directory: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Read the inputs and outputs of a Ludwig model from its hyperparameter file.
 
-    Every input is one-dimensional: ``(batch_size,)``; numbers are float32, binary features bool, and
-    all others strings, as they would stand in a CSV. Each output feature gives its predictions.
+    Every input is one-dimensional: ``(batch_size,)``; numbers are float32, binary features bool,
+    and all others strings, as they would stand in a CSV. Each output feature gives its predictions.
 
     Raises:
         ModelError: the folder has no such file, or it is damaged.

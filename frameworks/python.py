@@ -27,7 +27,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     """Import the entry point and call it.
 
     Raises:
-        ModelError: the entry point cannot be imported, fails, or returns nothing that can be called.
+        ModelError: the entry point cannot be imported, fails, or returns no callable.
     """
     from .custom_ops import load_once
 

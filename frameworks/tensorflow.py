@@ -98,7 +98,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
 
 
 def tensorflow_device(tensorflow: Any, device: str) -> str:
-    """Return TensorFlow's name of the device; the CPU, with a warning, where there is no such GPU."""
+    """Return TensorFlow's name of the device; the CPU, with a warning, without such a GPU."""
     kind, index = parse_device(device)
     if kind == "gpu":
         if index < len(tensorflow.config.list_physical_devices("GPU")):
@@ -235,7 +235,7 @@ def _node(graph: Any, source: ModelSource, name: str) -> Any:
         names = [f"{operation.name}:0" for operation in graph.get_operations()]
         near = get_close_matches(node, names, n=1, cutoff=0.4)
         raise ModelError(
-            f"{source.label}: node_name_mapping: {name!r} is {node!r}, which the graph does not have",
+            f"{source.label}: node_name_mapping: {name!r} is {node!r}, which is not in the graph",
             hint=f"did you mean {near[0]!r}?" if near else None,
         ) from error
 

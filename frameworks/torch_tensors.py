@@ -34,9 +34,9 @@ def torch_device(device: str) -> torch.device:
     kind, index = parse_device(device)
     if kind == "gpu":
         if index < torch.cuda.device_count():
-            return torch.device("cuda", index)  # type: ignore[no-any-return]
+            return torch.device("cuda", index)
         warn_no_gpu(device, "PyTorch")
-    return torch.device("cpu")  # type: ignore[no-any-return]
+    return torch.device("cpu")
 
 
 def load_custom_ops(paths: Sequence[Path], label: str) -> None:
@@ -114,13 +114,13 @@ class TensorConverter:
             if value.dtype is torch.bfloat16:
                 from ..specs.dtypes import numpy_dtype
 
-                return value.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))  # type: ignore[no-any-return]
+                return value.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
             if value.layout is not torch.strided or value.is_quantized:
                 raise ModelError(
                     f"{self._label}: output {name!r} is a {value.layout} tensor;"
                     " expected a dense one"
                 )
-            return value.resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
+            return value.resolve_conj().resolve_neg().numpy()
         if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
             return np.stack([self.to_array(name, item) for item in value])
         array = np.asarray(value)

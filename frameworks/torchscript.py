@@ -24,7 +24,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     """Load a TorchScript file and put it into eval mode.
 
     Raises:
-        ModelError: the file is something else, or of a format that the installed PyTorch cannot read.
+        ModelError: the file is something else, or of a format that PyTorch no longer reads.
         MissingDependencyError: PyTorch is not installed.
     """
     if source.path is None:
@@ -151,7 +151,7 @@ def _inputs(source: ModelSource, arguments: Sequence[Any]) -> tuple[TensorSpec, 
 
 
 def _reason(error: Exception) -> str:
-    """The line of a TorchScript error that says what went wrong; its first lines are a traceback."""
+    """The line of a TorchScript error that says what went wrong, after its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for line in reversed(lines):
         if "Error" in line:

@@ -144,12 +144,12 @@ def _save_savedmodel(
 
     tensorflow = import_tensorflow()
 
-    class Served(tensorflow.Module):  # type: ignore[misc,name-defined]
+    class Served(tensorflow.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.model = loaded.native
 
         def __call__(self, **tensors: Any) -> dict[str, Any]:
-            return loaded.call_tensors(tensors)  # type: ignore[no-any-return]
+            return loaded.call_tensors(tensors)
 
     save_trackable(Served(), place, inputs, outputs)

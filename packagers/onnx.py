@@ -42,7 +42,11 @@ def create_onnx_package(
         for name in onnx_external_data(model):
             builder.add_file(f"0/data/{name}", model.parent / name)
         source = ModelSource(
-            "onnx", str(model), parsed(input_spec, "input_spec"), parsed(output_spec, "output_spec"), model,
+            "onnx",
+            str(model),
+            parsed(input_spec, "input_spec"),
+            parsed(output_spec, "output_spec"),
+            model,
             custom_ops=builder.custom_ops,
         )
         return builder.finish(input_spec, output_spec, source)

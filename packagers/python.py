@@ -26,7 +26,7 @@ class Code:
     Attributes:
         entrypoint_package: dotted name of the module.
         entrypoint: the attribute of it that builds the model.
-        code_path_spec: folders to package; None packages what the module imports below ``code_root``.
+        code_path_spec: folders to package; None: what the module imports below ``code_root``.
         code_root: where the module lies, when ``code_path_spec`` does not say.
         data_paths: entries ``{"path": file, "packaged_name": name}``.
         requirements: what to compile into a lock.
@@ -115,7 +115,8 @@ def create_pytorch_package(
 ) -> Path:
     """Package PyTorch code whose entry point returns an ``nn.Module``.
 
-    The module gets tensors. The package also carries a wrapper for Neuropod, which hands over arrays.
+    The module gets tensors. The package also carries a wrapper for Neuropod, which hands over
+    arrays.
 
     Args:
         path: the package to make; not below a ``python_root``.

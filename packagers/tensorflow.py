@@ -37,7 +37,7 @@ def create_tensorflow_package(
         frozen_graph_path: a file with a binary GraphDef.
         graph_def: a ``tf.compat.v1.GraphDef``.
         saved_model_dir: a SavedModel folder with the signature ``serving_default``.
-        trackable_obj: a ``tf.Module`` or other trackable, saved with a signature that fits the spec.
+        trackable_obj: a ``tf.Module`` or other trackable, saved with a signature as in the spec.
         node_name_mapping: graph tensor (``"scope/x:0"``) of each input and output; for graphs only.
         init_op_names: operations of a graph to run once after loading.
         arguments: see :class:`~ingot.packagers.base.PackageOptions`.
@@ -159,7 +159,7 @@ def save_trackable(
     try:
         if callable(trackable) and inputs is not None and outputs is not None:
             names = [spec.name for spec in outputs]
-            call = getattr(trackable, "__call__")  # noqa: B004 (its signature is what is asked for)
+            call = trackable.__call__
             by_keyword = takes_keywords(
                 getattr(call, "python_function", call), [spec.name for spec in inputs]
             )

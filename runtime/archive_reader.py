@@ -52,7 +52,7 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a package; ``method``, ``crc`` and ``offset`` (of its data) are those of a zip."""
+    """One file of a package; ``method``, ``crc`` and ``offset`` (of its data) serve a zip."""
 
     name: str
     size: int
@@ -314,7 +314,7 @@ class ZipContainer:
         attributes, header = record[15], record[16]
         name_at = position + _CENTRAL.size
         extra_at = name_at + name_size
-        following = extra_at + extra_size + comment_size
+        following: int = extra_at + extra_size + comment_size
         if record[0] != b"PK\1\2" or following > len(directory):
             raise self._fault(f"damaged: found no directory record at its byte {position}")
         raw_name = directory[name_at:extra_at]

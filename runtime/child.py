@@ -1,8 +1,8 @@
-"""Runs a model in a fresh process: a damaged file may crash its runtime, and must not take Ingot along.
+"""Runs a model in a fresh process: a damaged file may crash its runtime, but not Ingot.
 
 The parent calls :func:`run_source` or :func:`check_package`; ``python -m ingot.runtime.child`` is
-the other end. A request is JSON on standard input; the answer is JSON in a file, so that whatever the
-model prints cannot be mistaken for it.
+the other end. A request is JSON on standard input; the answer is JSON in a file, so that whatever
+the model prints cannot be mistaken for it.
 """
 
 from __future__ import annotations

@@ -54,9 +54,7 @@ class PackageConfig:
 
         def fail(key: str, expected: str) -> PackageError:
             found = repr(config[key]) if key in config else "nothing"
-            return PackageError(
-                f"{label}: config.json: {key}: found {found}; expected {expected}"
-            )
+            return PackageError(f"{label}: config.json: {key}: found {found}; expected {expected}")
 
         for key in ("name", "platform"):
             if not isinstance(config.get(key), str) or not config[key]:

@@ -165,9 +165,7 @@ def _largest(values: Array) -> float:
 
 def _compare_strings(name: str, expected: Array, actual: Array) -> Difference | None:
     if expected.dtype.kind not in "USO" or actual.dtype.kind not in "USO":
-        return Difference(
-            name, f"output {name!r}: found {actual.dtype}; expected {expected.dtype}"
-        )
+        return Difference(name, f"output {name!r}: found {actual.dtype}; expected {expected.dtype}")
     same = np.asarray(expected.astype(np.str_) == actual.astype(np.str_))
     if np.all(same):
         return None
@@ -245,15 +243,17 @@ def restore_dtype(array: Array, name: str, specs: Sequence[TensorSpec]) -> Array
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads what Neuropod pickles, dicts of NumPy arrays, and nothing else."""
 
-    _ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy.core.multiarray", "scalar"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("_codecs", "encode"),
-    }
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("_codecs", "encode"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:

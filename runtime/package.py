@@ -1,4 +1,4 @@
-"""A package that is open for reading: its configuration, its golden data, and how to load its model."""
+"""A package that is open for reading: its configuration, golden data, and how to load its model."""
 
 from __future__ import annotations
 

@@ -56,9 +56,7 @@ def parse_lock(text: str, label: str) -> dict[str, str]:
             continue
         match = _PIN.match(requirement)
         if match is None:
-            raise PackageError(
-                f"{label}:{number}: found {requirement!r}; expected name==version"
-            )
+            raise PackageError(f"{label}:{number}: found {requirement!r}; expected name==version")
         pins[match[1]] = match[2]
     return pins
 

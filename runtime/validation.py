@@ -89,9 +89,7 @@ class TensorChecker:
             raise self._missing(needed - checked.keys())
         return checked
 
-    def _check_dtype(
-        self, array: np.ndarray[Any, Any], spec: TensorSpec
-    ) -> np.ndarray[Any, Any]:
+    def _check_dtype(self, array: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndarray[Any, Any]:
         if spec.dtype is None:
             return array
         if spec.dtype == "string":

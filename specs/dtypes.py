@@ -56,7 +56,7 @@ def canonical_dtype(name: object) -> str:
     """Return the canonical spelling of an element type.
 
     Args:
-        name: a name of :data:`DTYPES`, a NumPy alias (``"double"``, ``"<f4"``), or a NumPy type or dtype.
+        name: a name of :data:`DTYPES`, a NumPy alias (``"double"``, ``"<f4"``), type or dtype.
 
     Raises:
         SpecError: it is no known element type.

@@ -147,7 +147,6 @@ def _build(source: SpecSource, overrides: Sequence[str]) -> ModelSpec:
     draft = SpecSource(rest, source.root, source.file, source.lines)
     spec = parse_section(ModelSpec, rest, draft, ())
     spec = replace(spec, **found, optimization=_stages(source, stages))
-    spec = replace(spec, model=_one_form(spec.model), export=_export(spec.export))
     _check_model(source, spec)
     return spec
 
@@ -189,9 +188,7 @@ def _problem(source: SpecSource) -> dict[str, Any]:
     return found
 
 
-def _merge_problem(
-    source: SpecSource, problem: Mapping[str, Any], key: str, value: Any
-) -> Any:
+def _merge_problem(source: SpecSource, problem: Mapping[str, Any], key: str, value: Any) -> Any:
     if key in problem and problem[key] != value:
         raise source.error((key,), "differs from the one in 'problem'", "keep one of the two")
     return value
@@ -223,22 +220,6 @@ def _stages(source: SpecSource, stages: Any) -> tuple[OptimizationStage, ...]:
             " expected one that all stages share",
         )
     return tuple(replace(stage, delta=deltas[0]) for stage in parsed) if deltas else parsed
-
-
-def _one_form(model: ModelSection) -> ModelSection:
-    """Turn texts that stand for lists into lists."""
-    operations, wanted = model.init_op_names, model.requirements
-    return replace(
-        model,
-        init_op_names=(operations,) if isinstance(operations, str) else operations,
-        requirements=tuple(wanted.splitlines()) if isinstance(wanted, str) else wanted,
-    )
-
-
-def _export(section: ExportSection | None) -> ExportSection | None:
-    if section is None or not isinstance(section.format, str):
-        return section
-    return replace(section, format=(section.format,))
 
 
 def _check_model(source: SpecSource, spec: ModelSpec) -> None:

@@ -1,4 +1,4 @@
-"""Accepts the spellings of the tools that Ingot re-implements, so that an existing config pastes in."""
+"""Accepts the spellings of Neuropod and Neutrino, so that an existing config pastes in."""
 
 from __future__ import annotations
 

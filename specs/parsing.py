@@ -1,7 +1,7 @@
-"""Turns plain values into the dataclasses of a spec, by their type hints, and the same into a schema.
+"""Turns plain values into the dataclasses of a spec by their type hints, and those into a schema.
 
-A section of the spec is a frozen dataclass. Each field's type says what is accepted, its metadata what
-it means; the JSON Schema comes from the same declarations.
+A section of the spec is a frozen dataclass. Each field's type says what is accepted, its metadata
+what it means; the JSON Schema comes from the same declarations.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +35,23 @@ class Rule:
     expected: str
     check: Callable[[Any], bool]
     schema: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OneOrMany:
+    """A list that may be given as one text; put into ``Annotated[tuple[str, ...], ...]``.
+
+    Attributes:
+        lines: the text is split into lines; otherwise it is the only entry.
+    """
+
+    lines: bool = False
+
+    def listed(self, value: Any) -> Any:
+        """Return a list for a text, and anything else as it is."""
+        if not isinstance(value, str):
+            return value
+        return value.splitlines() if self.lines else [value]
 
 
 @dataclass(frozen=True)
@@ -141,9 +157,8 @@ def _parse_plain(hint: Any, value: Any, source: SpecSource, path: KeyPath) -> An
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and is_number and value == value and abs(value) != math.inf:
-        if int(value) == value:
-            return int(value)
+    if hint is int and is_number and math.isfinite(value) and int(value) == value:
+        return int(value)
     if hint is float and is_number:
         try:
             return float(value)
@@ -166,6 +181,9 @@ def _parse_plain(hint: Any, value: Any, source: SpecSource, path: KeyPath) -> An
 def _parse_annotated(
     hint: Any, rules: tuple[Any, ...], value: Any, source: SpecSource, path: KeyPath
 ) -> Any:
+    for rule in rules:
+        if isinstance(rule, OneOrMany):
+            value = rule.listed(value)
     converted = parse_value(hint, value, source, path)
     for rule in rules:
         if isinstance(rule, Rule) and not rule.check(converted):
@@ -180,9 +198,7 @@ def _parse_annotated(
     return converted
 
 
-def _parse_union(
-    arguments: tuple[Any, ...], value: Any, source: SpecSource, path: KeyPath
-) -> Any:
+def _parse_union(arguments: tuple[Any, ...], value: Any, source: SpecSource, path: KeyPath) -> Any:
     from ..errors import SpecError
 
     if value is None and type(None) in arguments:
@@ -212,9 +228,7 @@ def _parse_tuple(
     else:
         hints = list(arguments)
         if len(value) != len(hints):
-            raise source.error(
-                path, f"found a list of {len(value)}; expected one of {len(hints)}"
-            )
+            raise source.error(path, f"found a list of {len(value)}; expected one of {len(hints)}")
     return tuple(
         parse_value(hint, item, source, (*path, index))
         for index, (hint, item) in enumerate(zip(hints, value, strict=True))
@@ -244,11 +258,10 @@ def _hint_name(hint: Any) -> str:
         return names[hint]
     if get_origin(hint) is Literal:
         return " or ".join(repr(item) for item in get_args(hint))
-    return {tuple: "a list", dict: "a mapping"}.get(get_origin(hint), "a path")  # type: ignore[arg-type]
+    return {tuple: "a list", dict: "a mapping"}.get(get_origin(hint), "a path")
 
 
-@cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 
@@ -282,8 +295,8 @@ def section_schema(cls: type[Any]) -> dict[str, Any]:
     }
     if required:
         schema["required"] = required
-    short = getattr(cls, "shorthand_schema", None)
-    return schema if short is None else {"anyOf": [schema, short]}
+    short = getattr(cls, "shorthand_types", None)
+    return schema if short is None else {"anyOf": [schema, {"type": list(short)}]}
 
 
 def value_schema(hint: Any) -> dict[str, Any]:
@@ -296,6 +309,8 @@ def value_schema(hint: Any) -> dict[str, Any]:
         for rule in hint.__metadata__:
             if isinstance(rule, Rule):
                 schema = {**schema, **rule.schema}
+            if isinstance(rule, OneOrMany):
+                schema = {"anyOf": [schema, {"type": "string"}]}
         return schema
     if origin in (Union, types.UnionType):
         return {"anyOf": [value_schema(item) for item in arguments]}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from .parsing import ENTRYPOINT, Exists, Rule, doc
+from .parsing import ENTRYPOINT, Exists, OneOrMany, Rule, doc
 
 FilePath = Annotated[Path, Exists("file")]
 FolderPath = Annotated[Path, Exists("folder")]
@@ -32,15 +32,15 @@ Count = Annotated[
 Index = Annotated[
     int, Rule("a whole number of at least 0", lambda value: value >= 0, {"minimum": 0})
 ]
+Names = Annotated[tuple[str, ...], OneOrMany()]
+Lines = Annotated[tuple[str, ...], OneOrMany(lines=True)]
 DeviceName = Literal["CPU", "GPU"]
-FrameworkName = Literal[
-    "torch", "torchscript", "tensorflow", "keras", "onnx", "python", "ludwig"
-]
+FrameworkName = Literal["torch", "torchscript", "tensorflow", "keras", "onnx", "python", "ludwig"]
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part that the user names: a built-in name, ``module:attribute``, or a dict with arguments."""
+    """A part that the user names: a built-in, ``module:attribute``, or a dict with arguments."""
 
     name: str = doc("A built-in name, or module:attribute.")
     kwargs: dict[str, Any] = doc("Its arguments.", factory=dict, rest=True)
@@ -50,7 +50,7 @@ class Component:
         """A bare string is the name."""
         return {"name": value} if isinstance(value, str) else None
 
-    shorthand_schema = {"type": "string"}
+    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class ModelSection:
     node_name_mapping: dict[str, str] | None = doc(
         "Name in the spec to name in the graph (tensorflow) or model (keras).", None
     )
-    init_op_names: tuple[str, ...] | str = doc("Graph operations to run after loading.", ())
+    init_op_names: Names = doc("Graph operations to run after loading.", ())
     directory: FolderPath | None = doc("A Ludwig model folder.", None)
     code_path_spec: tuple[CodePath, ...] | None = doc(
         "Code to package; by default what the entry point imports beside the spec.", None
     )
     data_paths: tuple[DataPath, ...] = doc("Data files to package.", ())
-    requirements: tuple[str, ...] | str | None = doc(
+    requirements: Lines | None = doc(
         "What the code needs installed; compiled into a lock with pip.", None
     )
     requirements_lock: FilePath | None = doc("A finished lock to package as it is.", None)
@@ -123,7 +123,7 @@ class DataSection:
         """A bare string is ``splits``."""
         return {"splits": value} if isinstance(value, str) else None
 
-    shorthand_schema = {"type": "string"}
+    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ForwardPassSection:
             return {"function": value}
         return {"model_input_pattern": value} if isinstance(value, list | tuple) else None
 
-    shorthand_schema = {"type": ["string", "array"]}
+    shorthand_types: ClassVar[tuple[str, ...]] = ("string", "array")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class EvaluationSection:
         """A bare string is the function."""
         return {"function": value} if isinstance(value, str) else None
 
-    shorthand_schema = {"type": "string"}
+    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class OptimizationStage:
         """A bare string is the mode."""
         return {"mode": value} if isinstance(value, str) else None
 
-    shorthand_schema = {"type": "string"}
+    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class SchedulerSection:
         """A bare string is the factory."""
         return {"factory": value} if isinstance(value, str) else None
 
-    shorthand_schema = {"type": "string"}
+    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class ExportArguments:
 class ExportSection:
     """What to export."""
 
-    format: tuple[str, ...] | str = doc("A format, or a list of formats.", ("onnx",))
+    format: Names = doc("A format, or a list of formats.", ("onnx",))
     kwargs: ExportArguments = doc("Options.", factory=ExportArguments)
 
     @staticmethod
@@ -289,7 +289,7 @@ class ExportSection:
         """A bare string or list is the format."""
         return {"format": value} if isinstance(value, str | list | tuple) else None
 
-    shorthand_schema = {"type": ["string", "array"]}
+    shorthand_types: ClassVar[tuple[str, ...]] = ("string", "array")
 
 
 @dataclass(frozen=True)

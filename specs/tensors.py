@@ -22,7 +22,7 @@ class TensorSpec:
     Attributes:
         name: the tensor's name.
         dtype: a name of ``DTYPES``; None only where a bare model file does not say.
-        shape: one entry a dimension; ``()`` is a scalar; None only where a bare model file does not say.
+        shape: one entry a dimension; ``()`` is a scalar; None only where a bare file does not say.
         optional: an input that may be left out.
     """
 
@@ -40,7 +40,7 @@ class TensorSpec:
             key: where it stands, for error messages (``inputs[0]``).
 
         Raises:
-            SpecError: a key is missing, unknown or has an impossible value; ``error.key`` says which.
+            SpecError: a key (``error.key``) is missing, unknown or has an impossible value.
         """
         if isinstance(entry, TensorSpec):
             return entry

@@ -225,7 +225,6 @@ def test_the_root_holds_no_stray_module() -> None:
     assert [name for name in MODULES if "/" not in name] == ["__init__.py", "errors.py"]
 
 
-@pytest.mark.skipif("cli/__main__.py" not in MODULES, reason="there is no command line yet")
 @pytest.mark.parametrize("argument", [[], ["package"]])
 def test_help_loads_neither_numpy_nor_rich_nor_a_framework(
     argument: list[str], tmp_path: Path

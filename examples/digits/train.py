@@ -2,8 +2,8 @@
 
     python train.py FOLDER
 
-FOLDER gets digits.safetensors, digits.pt (TorchScript), digits.keras, digits.onnx, golden.npz (inputs
-of the golden test) and test.npz (the test images and labels).
+FOLDER gets digits.safetensors, digits.pt (TorchScript), digits.keras, digits.onnx, golden.npz
+(inputs of the golden test), test.npz (the test images) and test_labels.npy.
 """
 
 import os

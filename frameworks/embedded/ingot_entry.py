@@ -1,7 +1,7 @@
 """Lets Neuropod run Python and PyTorch code that Ingot packaged.
 
-Neuropod calls ``get_model(data_root)`` and hands NumPy arrays to what it returns. The entry point that
-the author wrote may return a torch.nn.Module that wants tensors; 0/config.json says so.
+Neuropod calls ``get_model(data_root)`` and hands NumPy arrays to what it returns. The entry point
+that the author wrote may return a torch.nn.Module that wants tensors; 0/config.json says so.
 """
 
 import importlib
