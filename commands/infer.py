@@ -200,7 +200,7 @@ def _gather(
 def _stream(
     loaded: LoadedModel, inputs: Path, output: Path, wanted: list[str] | None, batch_size: int
 ) -> int:
-    from .streaming import SlicedInputs, SlicedOutputs
+    from ..runtime.npz_stream import SlicedInputs, SlicedOutputs
 
     reader = SlicedInputs(inputs.expanduser(), loaded.inputs)
     try:

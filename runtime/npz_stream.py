@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import InputError, ModelError, UsageError
-from ..runtime.golden import restore_dtype, write_npy
+from .golden import restore_dtype, write_npy
 from ..specs import TensorSpec
 
 Array = np.ndarray[Any, Any]
