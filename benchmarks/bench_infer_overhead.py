@@ -1,8 +1,8 @@
 """What a checked ``infer`` in a warm process adds to the framework's own call.
 
-The model adds two float32 vectors, the smallest thing that can be called, so that what is left is the
-call itself. The target is 20 microseconds a call, with checks on, over ``session.run`` of ONNX Runtime
-and over the call of a ``ScriptModule`` with tensors that are already there.
+The model adds two float32 vectors, the smallest thing that can be called, so that what is left is
+the call itself. The target is 20 microseconds a call, with checks on, over ``session.run`` of ONNX
+Runtime and over the call of a ``ScriptModule`` with tensors that are already there.
 """
 
 from __future__ import annotations

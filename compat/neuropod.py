@@ -33,8 +33,11 @@ from ..runtime.golden import compare
 from ..runtime.package import Package
 from ..runtime.session import LoadedModel, load
 from ..specs import TensorSpec
+from ..specs.dtypes import numpy_dtype
 
 PathLike = str | os.PathLike[str]
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 __all__ = [
     "create_keras_neuropod",
@@ -276,9 +279,20 @@ def _cast(arrays: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, A
     for name, value in arrays.items():
         array = np.asarray(value)
         dtype = types.get(name)
-        if array.dtype.kind in "iu" and dtype in ("float32", "float64"):
-            cast = array.astype(dtype)
-            if np.array_equal(cast.astype(array.dtype), array):
-                array = cast
+        if array.dtype.kind in "iu" and dtype in _FLOATS:
+            array = _cast_exactly(array, numpy_dtype(dtype))
         result[name] = array
     return result
+
+
+def _cast_exactly(array: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, Any]:
+    """Return integers as floats, or unchanged where one of them would be rounded."""
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    # Rounding up can leave the range of the integer type, and casting such a float back is undefined.
+    limits = np.iinfo(array.dtype)
+    wide = cast.astype(np.float64)
+    inside = (wide >= float(limits.min)) & (wide < float(limits.max) + 1.0)
+    if not inside.all() or not np.array_equal(wide.astype(array.dtype), array):
+        return array
+    return cast

@@ -139,16 +139,16 @@ class _TorchModel(Model):
             names = list(arrays)
         else:
             names = [spec.name for spec in self.inputs if spec.name in arrays]
-        tensors = [converter.to_tensor(name, arrays[name]) for name in names]
+        tensors = {name: converter.to_tensor(name, arrays[name]) for name in names}
         try:
             with self._no_grad():
                 if self._by_keyword:
-                    returned = self.native(**dict(zip(names, tensors, strict=True)))
+                    returned = self.native(**tensors)
                 else:
-                    returned = self.native(*tensors)
+                    returned = self.native(*tensors.values())
         except Exception as error:
             raise user_code_error(self._label, "the model", error, self._code.folder) from error
-        converter.note_writes(names, tensors)
+        converter.note_writes(tensors)
         named = name_outputs(returned, self._output_names, self._label)
         wanted = named if outputs is None else [name for name in outputs if name in named]
         return {name: converter.to_array(name, named[name]) for name in wanted}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ class TensorConverter:
 
     def __init__(self, device: torch.device, label: str) -> None:
         self._torch = import_torch()
+        self._tensor = self._torch.Tensor
+        self._from_numpy = self._torch.from_numpy
         self._device = device
         self._on_cpu = device.type == "cpu"
         self._label = label
@@ -78,15 +80,16 @@ class TensorConverter:
             tensor = self._torch.from_numpy(array.view(np.uint16)).view(self._torch.bfloat16)
         else:
             try:
-                tensor = self._torch.from_numpy(array)
+                tensor = self._from_numpy(array)
             except ValueError:  # negative strides
                 tensor = self._torch.from_numpy(array.copy())
         return tensor if self._on_cpu else tensor.to(self._device)
 
-    def note_writes(self, names: Sequence[str], tensors: Sequence[Any]) -> None:
+    def note_writes(self, tensors: Mapping[str, Any]) -> None:
         """Warn about each input that the model has written to."""
-        for name, tensor in zip(names, tensors, strict=True):
-            if type(tensor) is self._torch.Tensor and tensor._version and name not in self._written:
+        kind = self._tensor
+        for name, tensor in tensors.items():
+            if type(tensor) is kind and tensor._version and name not in self._written:
                 self._written.add(name)
                 logging.getLogger("ingot").warning(
                     "%s: the model writes to its input %r in place; the array passed in was"

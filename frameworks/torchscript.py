@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,21 +113,21 @@ class TorchScriptModel(Model):
     ) -> dict[str, np.ndarray[Any, Any]]:
         converter = self._converter
         if self._by_keyword or self._as_dict:
-            names = list(arrays)
+            names: Iterable[str] = arrays
         else:
             names = [spec.name for spec in self.inputs if spec.name in arrays]
-        tensors = [converter.to_tensor(name, arrays[name]) for name in names]
+        tensors = {name: converter.to_tensor(name, arrays[name]) for name in names}
         try:
             with self._no_grad():
                 if self._by_keyword:
-                    returned = self.native(**dict(zip(names, tensors, strict=True)))
+                    returned = self.native(**tensors)
                 elif self._as_dict:
-                    returned = self.native(dict(zip(names, tensors, strict=True)))
+                    returned = self.native(dict(tensors))
                 else:
-                    returned = self.native(*tensors)
+                    returned = self.native(*tensors.values())
         except Exception as error:
             raise ModelError(f"{self._label}: the model failed: {_reason(error)}") from error
-        converter.note_writes(names, tensors)
+        converter.note_writes(tensors)
         named = name_outputs(returned, self._output_names, self._label)
         wanted = named if outputs is None else [name for name in outputs if name in named]
         return {name: converter.to_array(name, named[name]) for name in wanted}

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Unpack
 
 from ..frameworks.embedded import ludwig_entry
-from ..frameworks.ludwig import read_specs
+from ..frameworks.ludwig import read_specs, require_ludwig
 from .base import PackageArguments, PathLike, TensorSpecs
 from .python import Code, package_code
+
+# What training leaves in the folder, and running the model does not need.
+_LEFT_BEHIND = ("llm_eval_examples", "logs", "training_checkpoints", "training_progress.json")
 
 
 def create_ludwig_package(
@@ -35,11 +38,17 @@ def create_ludwig_package(
 
     Raises:
         CheckError: the package's outputs differ from the expected ones; nothing is written.
+        MissingDependencyError: Ludwig, which has to test the package, is not installed.
         IngotError: the folder is no Ludwig model, or the package cannot be written.
     """
     directory = Path(ludwig_model_path).expanduser()
     inputs, outputs = read_specs(directory)
-    files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+    require_ludwig(str(directory))
+    files = [
+        file
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file.relative_to(directory).parts[0] not in _LEFT_BEHIND
+    ]
     code = Code(
         entrypoint_package=ludwig_entry.__name__.rpartition(".")[2],
         entrypoint="get_model",

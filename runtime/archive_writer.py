@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
 import shutil
 import stat
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from ..errors import IngotError, ModelError, OutputExistsError, UsageError
 from .archive_reader import BLOCK_SIZE, name_fault
@@ -25,20 +29,22 @@ MANIFEST_VERSION = 1
 _MTIME = (2000, 1, 1, 0, 0, 0)
 _UNIX = 3
 _PARALLEL_FROM = 128 << 10
+_BUFFERS = 4
+_SYNC_SECONDS = 0.1
 
 Source = io.RawIOBase | io.BufferedIOBase
 Write = Callable[[memoryview], object]
 
 
 class BlockCopier:
-    """Copies and hashes streams through one reused buffer, hashing in a thread while writing.
+    """Copies and hashes streams through a few reused buffers, hashing in a thread while writing.
 
     ``hashlib`` and ``zlib`` release the interpreter's lock on blocks of this size, so SHA-256
     runs beside the CRC, the compression and the write: the slower of the two sets the pace.
     """
 
     def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(BLOCK_SIZE))
+        self._buffers = [memoryview(bytearray(BLOCK_SIZE)) for _ in range(_BUFFERS)]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingot-hash")
 
     def __enter__(self) -> BlockCopier:
@@ -66,29 +72,33 @@ class BlockCopier:
             ModelError: the source cannot be read. What ``write`` raises passes through.
         """
         digest = hashlib.sha256()
+        hashing: collections.deque[Future[None]] = collections.deque()
         size = 0
-        while True:
-            try:
-                count = source.readinto(self._buffer)
-            except OSError as error:
-                raise ModelError(f"{label}: cannot read: {error.strerror or error}") from error
-            if not count:
-                return size, digest.hexdigest()
-            block = self._buffer[:count]
-            if write is None:
-                digest.update(block)
-            elif count < _PARALLEL_FROM:
-                digest.update(block)
-                write(block)
-            else:
-                hashing = self._pool.submit(digest.update, block)
+        try:
+            for buffer in itertools.cycle(self._buffers):
+                if len(hashing) == len(self._buffers):
+                    hashing.popleft().result()  # the last use of this buffer
                 try:
+                    count = source.readinto(buffer)
+                except OSError as error:
+                    raise ModelError(f"{label}: cannot read: {error.strerror or error}") from error
+                if not count:
+                    break
+                block = buffer[:count]
+                if write is None or count < _PARALLEL_FROM:
+                    wait(hashing)
+                    hashing.clear()
+                    digest.update(block)
+                else:
+                    hashing.append(self._pool.submit(digest.update, block))
+                if write is not None:
                     write(block)
-                finally:
-                    hashing.result()
-            size += count
-            if progress:
-                progress(count)
+                size += count
+                if progress:
+                    progress(count)
+        finally:
+            wait(hashing)
+        return size, digest.hexdigest()
 
 
 class PackageWriter:
@@ -292,13 +302,11 @@ class PackageWriter:
         with open(handle, "w+b") as file:
             os.chmod(path, 0o600)
             # Closing the zip after a failed write fails again; the first error is the one to tell.
-            with zipfile.ZipFile(file, "w") as archive:
+            with _synced(file), zipfile.ZipFile(file, "w") as archive:
                 for name, source, size, finish in self._contents(names, copier):
                     info = self._zip_info(name, size)
                     with archive.open(info, "w") as entry:
                         finish(*copier.copy(source, entry.write, _label(name)))
-            file.flush()
-            os.fsync(file.fileno())
         return path
 
     def _zip_info(self, name: str, size: int) -> zipfile.ZipInfo:
@@ -325,10 +333,8 @@ class PackageWriter:
                 place.mkdir(parents=True, exist_ok=True)
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            with open(place, "xb") as file:
+            with open(place, "xb") as file, _synced(file):
                 finish(*copier.copy(source, file.write, _label(name)))
-                file.flush()
-                os.fsync(file.fileno())
         return path
 
     def _contents(
@@ -421,6 +427,27 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+@contextlib.contextmanager
+def _synced(file: BinaryIO) -> Iterator[None]:
+    """Sync a file at the end; what is written earlier goes to disk meanwhile, not only then."""
+    done = threading.Event()
+
+    def push() -> None:
+        while not done.wait(_SYNC_SECONDS):
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(1, thread_name_prefix="ingot-sync") as pool:
+        pushing = pool.submit(push)
+        try:
+            yield
+        finally:
+            done.set()
+        # The system tells an error of the disk only once, maybe to that thread.
+        pushing.result()
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..specs.dtypes import dtype_name, numpy_dtype
-from ..specs.tensors import TensorSpec, format_shape
+from ..specs.tensors import Dimension, TensorSpec, format_shape
 
 
 class TensorChecker:
@@ -49,7 +49,7 @@ class TensorChecker:
             InputError: a name is missing or unknown, or a dtype, rank, dimension or symbol differs.
         """
         checked: dict[str, np.ndarray[Any, Any]] = {}
-        symbols: dict[str, tuple[int, str, int]] = {}
+        symbols: dict[Dimension, tuple[int, str, int]] = {}
         for name, value in arrays.items():
             entry = self._fast.get(name)
             if entry is None:
@@ -68,25 +68,31 @@ class TensorChecker:
                     f"found {len(found)} dimensions, {format_shape(found)};"
                     f" expected {len(shape)}, {format_shape(shape)}",
                 )
-            for index, (size, wanted) in enumerate(zip(found, shape, strict=True)):
-                if wanted is None or size == wanted:
+            for index, wanted in enumerate(shape):
+                if wanted is None:
                     continue
+                size = found[index]
                 if type(wanted) is int:
+                    if size == wanted:
+                        continue
                     raise self._error(
                         spec,
                         f"dimension {index} is {size}; expected {wanted},"
                         f" as the spec is {format_shape(shape)}",
                     )
-                first = symbols.setdefault(str(wanted), (size, name, index))
-                if first[0] != size:
+                first = symbols.get(wanted)
+                if first is None:
+                    symbols[wanted] = (size, name, index)
+                elif first[0] != size:
                     raise self._error(
                         spec,
                         f"dimension {index} is {size}; expected {first[0]}, because the symbol"
                         f" {wanted!r} is {first[0]} in dimension {first[2]} of {first[1]!r}",
                     )
-        needed = self._required if required is None else required
-        if not needed <= checked.keys():
-            raise self._missing(needed - checked.keys())
+        if len(checked) != len(self._specs):  # every name is known: as many are all of them
+            needed = self._required if required is None else required
+            if not needed <= checked.keys():
+                raise self._missing(needed - checked.keys())
         return checked
 
     def _check_dtype(self, array: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndarray[Any, Any]:

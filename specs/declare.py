@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
-from functools import cache
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from .nodes import Node
@@ -138,9 +137,17 @@ class Key:
     default: Any
 
 
-@cache
+_KEYS: dict[type, dict[str, Key]] = {}
+
+
 def keys_of(section: type) -> dict[str, Key]:
     """Return the declared keys of a section by name, in order."""
+    if section not in _KEYS:
+        _KEYS[section] = _declared(section)
+    return _KEYS[section]
+
+
+def _declared(section: type) -> dict[str, Key]:
     hints = get_type_hints(section)
     return {
         item.name: _key(item, hints[item.name])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError, SpecError
+from .hints import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,10 +68,9 @@ def canonical_dtype(name: object) -> str:
             return _ALIASES[name]
     found = _numpy_name(name)
     if found is None:
-        near = get_close_matches(str(name), DTYPES, n=1)
         raise SpecError(
             f"unknown dtype {name!r}; expected one of {', '.join(DTYPES)}",
-            hint=f"did you mean {near[0]!r}?" if near else None,
+            hint=did_you_mean(name, DTYPES) if isinstance(name, str) else None,
         )
     return found
 

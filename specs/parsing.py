@@ -1,329 +1,286 @@
-"""Turns plain values into the dataclasses of a spec by their type hints, and those into a schema.
-
-A section of the spec is a frozen dataclass. Each field's type says what is accepted, its metadata
-what it means; the JSON Schema comes from the same declarations.
-"""
+"""Turns a tree of nodes into section dataclasses, by walking their type hints."""
 
 from __future__ import annotations
 
 import math
 import re
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from .source import KeyPath, SpecSource
+from ..errors import SpecError
+from .canonical import inner_types
+from .declare import COMPONENT, ENTRYPOINT, Component, Rule, Section, keys_of, known_names
+from .hints import did_you_mean
+from .nodes import KeyPath, Node, show
+from .tensors import TensorSpec, parse_tensor_specs
 
-Section = TypeVar("Section")
+S = TypeVar("S", bound=Section)
 
-ENTRYPOINT = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+_COMPONENT = Rule("", pattern=COMPONENT, form="a built-in name or module:attribute")
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: a schema cannot be hashed
-class Rule:
-    """A condition on a value, beyond its type; put into ``Annotated``.
+class Parser:
+    """Parses canonical trees (see :mod:`.canonical`).
 
-    Attributes:
-        expected: what is expected, for messages (``a number above 0``).
-        check: whether a converted value fits.
-        schema: the same as JSON Schema keywords.
+    Args:
+        check_files: paths of input files have to exist.
     """
 
-    expected: str
-    check: Callable[[Any], bool]
-    schema: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(self, check_files: bool = True) -> None:
+        self._check_files = check_files
 
+    def section(self, node: Node, section: type[S]) -> S:
+        """Parse a mapping as a section.
 
-@dataclass(frozen=True)
-class OneOrMany:
-    """A list that may be given as one text; put into ``Annotated[tuple[str, ...], ...]``.
+        Raises:
+            SpecError: it is no mapping; a key is unknown, missing, or has an impossible value.
+        """
+        if not isinstance(node.value, dict):
+            raise node.wrong("a mapping")
+        declared = keys_of(section)
+        for name, child in node.value.items():
+            if name not in declared:
+                raise unknown_key(child, name, section)
+        values = {}
+        for name, item in declared.items():
+            if name in node.value:
+                values[name] = self.value(node.value[name], item.hint, item.rule)
+            elif item.required:
+                raise node.error(
+                    f"the key {name!r} is missing; expected {words(item.hint, item.rule)}"
+                )
+        return section(**values).checked(node)
 
-    Attributes:
-        lines: the text is split into lines; otherwise it is the only entry.
-    """
+    def value(self, node: Node, hint: Any, rule: Rule) -> Any:
+        """Parse a value as the type ``hint`` within ``rule``.
 
-    lines: bool = False
+        Raises:
+            SpecError: it is not of that type, or out of range.
+        """
+        kind = get_origin(hint)
+        if hint is Any:
+            return node.plain()
+        if kind in (Union, types.UnionType):
+            return self._union(node, hint, rule)
+        if hint == tuple[TensorSpec, ...]:
+            return _tensors(node)
+        if hint is Component:
+            return self._component(node)
+        if is_dataclass(hint) and isinstance(hint, type) and issubclass(hint, Section):
+            return self.section(node, hint)
+        if kind is tuple:
+            return self._tuple(node, hint, rule)
+        if kind is dict:
+            if not isinstance(node.value, dict):
+                raise node.wrong(words(hint, rule))
+            item = get_args(hint)[1]
+            return {name: self.value(child, item, rule) for name, child in node.value.items()}
+        if kind is Literal:
+            return _choice(node, hint, rule)
+        if hint is Path:
+            return self._path(node, rule)
+        return _SCALARS[hint](node, rule)
 
-    def listed(self, value: Any) -> Any:
-        """Return a list for a text, and anything else as it is."""
-        if not isinstance(value, str):
-            return value
-        return value.splitlines() if self.lines else [value]
-
-
-@dataclass(frozen=True)
-class Exists:
-    """The path must be there; put into ``Annotated[Path, ...]``."""
-
-    kind: Literal["file", "folder"]
-
-
-def doc(text: str, default: Any = MISSING, factory: Any = MISSING, **metadata: Any) -> Any:
-    """Declare a field of a section: its meaning and its default; without one it is required."""
-    metadata["doc"] = text
-    if factory is not MISSING:
-        return field(default_factory=factory, metadata=metadata)
-    if default is MISSING:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def parse_section(cls: type[Section], value: Any, source: SpecSource, path: KeyPath) -> Section:
-    """Build a section from a mapping.
-
-    A section may define ``shorthand(value)``, which turns another value into the mapping (a string
-    that names a loss, say) or returns None, and a field's metadata may name ``aliases``.
-
-    Raises:
-        SpecError: an unknown or missing key, or a value that does not fit; with file, line and key.
-    """
-    if not isinstance(value, Mapping):
-        shorthand = getattr(cls, "shorthand", None)
-        expanded = None if shorthand is None else shorthand(value)
-        if expanded is None:
-            raise source.error(path, f"found {describe(value)}; expected a mapping")
-        value = expanded
-    hints = _hints(cls)
-    declared = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
-    names = {alias: name for name in declared for alias in _aliases(declared[name])}
-    rest = next((name for name, item in declared.items() if item.metadata.get("rest")), None)
-    found: dict[str, Any] = {}
-    others: dict[str, Any] = {}
-    for key, entry in value.items():
-        name = names.get(str(key))
-        if name is None or name == rest:
-            if rest is None:
-                raise unknown_key(source, path, str(key), sorted(names))
-            others[str(key)] = entry
-        elif name in found:
-            raise source.error((*path, str(key)), f"{name!r} is there under two spellings")
-        else:
-            found[name] = parse_value(hints[name], entry, source, (*path, str(key)))
-    if rest is not None:
-        found[rest] = others
-    for name, item in declared.items():
-        if name not in found and item.default is MISSING and item.default_factory is MISSING:
-            raise source.error(path, f"the key {name!r} is missing")
-    return cls(**found)
-
-
-def unknown_key(source: SpecSource, path: KeyPath, key: str, known: list[str]) -> Exception:
-    """Build the error about a key that nothing knows, with the nearest one that is known."""
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-    return source.error((*path, key), "unknown key", hint)
-
-
-def parse_value(hint: Any, value: Any, source: SpecSource, path: KeyPath) -> Any:
-    """Convert a plain value to what a type hint says.
-
-    Raises:
-        SpecError: it does not fit.
-    """
-    if hint is Any:
-        return value
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is not None and hasattr(hint, "__metadata__"):
-        return _parse_annotated(arguments[0], hint.__metadata__, value, source, path)
-    if origin in (Union, types.UnionType):
-        return _parse_union(arguments, value, source, path)
-    if origin is Literal:
-        if value in arguments and type(value) in {type(item) for item in arguments}:
-            return value
-        near = get_close_matches(str(value), [str(item) for item in arguments], n=1)
-        raise source.error(
-            path,
-            f"found {describe(value)}; expected one of {', '.join(map(str, arguments))}",
-            f"did you mean {near[0]!r}?" if near else None,
-        )
-    if origin is tuple:
-        return _parse_tuple(arguments, value, source, path)
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise source.error(path, f"found {describe(value)}; expected a mapping")
-        return {
-            str(key): parse_value(arguments[1], entry, source, (*path, str(key)))
-            for key, entry in value.items()
-        }
-    if is_dataclass(hint):
-        return parse_section(hint, value, source, path)  # type: ignore[arg-type]
-    return _parse_plain(hint, value, source, path)
-
-
-def _parse_plain(hint: Any, value: Any, source: SpecSource, path: KeyPath) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is int and is_number and math.isfinite(value) and int(value) == value:
-        return int(value)
-    if hint is float and is_number:
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    if hint is str and isinstance(value, str) and value:
-        return value
-    if hint is Path and isinstance(value, str | Path) and str(value) and "\0" not in str(value):
-        place = Path(value)
-        try:
-            place = place.expanduser()
-        except RuntimeError as error:
-            raise source.error(path, f"found {describe(value)}: {error}") from error
-        return place if place.is_absolute() else source.root / place
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    expected = names.get(hint, "a path" if hint is Path else "nothing")
-    raise source.error(path, f"found {describe(value)}; expected {expected}")
-
-
-def _parse_annotated(
-    hint: Any, rules: tuple[Any, ...], value: Any, source: SpecSource, path: KeyPath
-) -> Any:
-    for rule in rules:
-        if isinstance(rule, OneOrMany):
-            value = rule.listed(value)
-    converted = parse_value(hint, value, source, path)
-    for rule in rules:
-        if isinstance(rule, Rule) and not rule.check(converted):
-            raise source.error(path, f"found {describe(value)}; expected {rule.expected}")
-        if isinstance(rule, Exists):
+    def _union(self, node: Node, hint: Any, rule: Rule) -> Any:
+        options = get_args(hint)
+        if type(None) in options and node.value is None:
+            return None
+        options = tuple(option for option in options if option is not type(None))
+        if len(options) == 1:
+            return self.value(node, options[0], rule)
+        for option in options:
             try:
-                there = converted.is_file() if rule.kind == "file" else converted.is_dir()
-            except OSError:
-                there = False
-            if not there:
-                raise source.error(path, f"{converted}: no such {rule.kind}")
-    return converted
+                return self.value(node, option, rule)
+            except SpecError:
+                continue
+        raise node.wrong(words(hint, rule))
 
+    def _tuple(self, node: Node, hint: Any, rule: Rule) -> tuple[Any, ...]:
+        items = get_args(hint)
+        found = node.value
+        if isinstance(found, str) and rule.single == "item":
+            found = [node]
+        elif isinstance(found, str) and rule.single == "lines":
+            lines = (line.split("#")[0].strip() for line in found.splitlines())
+            found = [node.with_value(line) for line in lines if line]
+        if not isinstance(found, list):
+            raise node.wrong(words(hint, rule))
+        if items[-1] is Ellipsis:
+            if len(found) < rule.min_items:
+                raise node.wrong(f"at least {rule.min_items} of them in the list")
+            return tuple(self.value(child, items[0], rule) for child in found)
+        if len(found) != len(items):
+            raise node.error(f"found {len(found)} values; expected {words(hint, rule)}")
+        return tuple(
+            self.value(child, item, rule) for child, item in zip(found, items, strict=True)
+        )
 
-def _parse_union(arguments: tuple[Any, ...], value: Any, source: SpecSource, path: KeyPath) -> Any:
-    from ..errors import SpecError
+    def _component(self, node: Node) -> Component:
+        if isinstance(node.value, str):
+            return Component(_text(node, _COMPONENT))
+        if not isinstance(node.value, dict):
+            raise node.wrong(words(Component, _COMPONENT))
+        if "name" not in node.value:
+            raise node.error(f"the key 'name' is missing; expected {_COMPONENT.form}")
+        kwargs = node.plain()
+        del kwargs["name"]
+        return Component(_text(node.value["name"], _COMPONENT), kwargs)
 
-    if value is None and type(None) in arguments:
-        return None
-    options = [item for item in arguments if item is not type(None)]
-    if len(options) == 1:
-        return parse_value(options[0], value, source, path)
-    for option in options:
+    def _path(self, node: Node, rule: Rule) -> Path:
+        if not isinstance(node.value, str) or not node.value.strip() or "\0" in node.value:
+            raise node.wrong(words(Path, rule))
         try:
-            return parse_value(option, value, source, path)
-        except SpecError as error:
-            # A mapping can only have been meant for the option that takes mappings.
-            if isinstance(value, Mapping) and is_dataclass(option):
-                raise error
-    expected = " or ".join(_hint_name(option) for option in options)
-    raise source.error(path, f"found {describe(value)}; expected {expected}")
+            path = node.origin.root / Path(node.value).expanduser()
+            if ".." in path.parts:
+                path = path.resolve()
+            if rule.exists is None or not self._check_files:
+                return path
+            is_file, is_folder = path.is_file(), path.is_dir()
+        except RuntimeError:
+            raise node.wrong("a path; the home folder of '~' is unknown") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise node.error(f"found {show(node.value)}, which cannot be read: {reason}") from None
+        if rule.exists == "file" and is_folder:
+            raise node.error(f"{path}: found a folder; expected a file")
+        if rule.exists == "folder" and path.exists() and not is_folder:
+            raise node.error(f"{path}: found a file; expected a folder")
+        if not (is_file or is_folder or (rule.exists == "file" and path.exists())):
+            raise node.error(f"{path}: no such {rule.exists}")
+        return path
 
 
-def _parse_tuple(
-    arguments: tuple[Any, ...], value: Any, source: SpecSource, path: KeyPath
-) -> tuple[Any, ...]:
-    many = len(arguments) == 2 and arguments[1] is Ellipsis
-    if not isinstance(value, list | tuple):
-        raise source.error(path, f"found {describe(value)}; expected a list")
-    if many:
-        hints = [arguments[0]] * len(value)
-    else:
-        hints = list(arguments)
-        if len(value) != len(hints):
-            raise source.error(path, f"found a list of {len(value)}; expected one of {len(hints)}")
-    return tuple(
-        parse_value(hint, item, source, (*path, index))
-        for index, (hint, item) in enumerate(zip(hints, value, strict=True))
+def unknown_key(node: Node, name: str, section: type) -> SpecError:
+    """Return the error for a key that a section does not have, with the nearest one it has."""
+    below = [
+        f"did you mean '{outer}.{name}'?"
+        for outer, item in keys_of(section).items()
+        for inner in inner_types(item.hint)
+        if isinstance(inner, type) and issubclass(inner, Section) and name in known_names(inner)
+    ]
+    return node.error(
+        f"unknown key {show(name)}; expected one of {', '.join(keys_of(section))}",
+        hint=below[0] if below else did_you_mean(name, known_names(section)),
     )
 
 
-def describe(value: Any) -> str:
-    """Return a short description of a value, for messages."""
-    if isinstance(value, Mapping):
+def words(hint: Any, rule: Rule) -> str:
+    """Say what a key of that type accepts: ``a number of at least 0``."""
+    kind = get_origin(hint)
+    if hint is Component:
+        return "a name, or a mapping with the key name"
+    if kind in (Union, types.UnionType):
+        return " or ".join(words(item, rule) for item in get_args(hint) if item is not type(None))
+    if kind is Literal:
+        choices = get_args(hint)
+        names = [item if isinstance(item, str) else str(item) for item in choices]
+        return f"one of {', '.join(names)}" if len(names) > 1 else repr(names[0])
+    if kind is tuple:
+        items = get_args(hint)
+        text = "text or " if rule.single else ""
+        return f"{text}a list" if items[-1] is Ellipsis else f"a list of {len(items)} values"
+    if kind is dict or (isinstance(hint, type) and issubclass(hint, Section)):
         return "a mapping"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    if value is None:
-        return "nothing"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if hint in (int, float):
+        return ("an integer" if hint is int else "a number") + _limits(rule)
+    return {bool: "true or false", Path: "a path", str: rule.form or "text"}.get(hint, "a value")
 
 
-def _hint_name(hint: Any) -> str:
-    if hasattr(hint, "__metadata__"):
-        rules = [rule.expected for rule in hint.__metadata__ if isinstance(rule, Rule)]
-        return rules[0] if rules else _hint_name(get_args(hint)[0])
-    if is_dataclass(hint):
-        return "a mapping"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    if hint in names:
-        return names[hint]
-    if get_origin(hint) is Literal:
-        return " or ".join(repr(item) for item in get_args(hint))
-    return {tuple: "a list", dict: "a mapping"}.get(get_origin(hint), "a path")
+def _limits(rule: Rule) -> str:
+    if rule.minimum is not None and rule.maximum is not None:
+        return f" from {rule.minimum:g} to {rule.maximum:g}"
+    if rule.minimum is not None:
+        return f" of at least {rule.minimum:g}"
+    return "" if rule.maximum is None else f" of at most {rule.maximum:g}"
 
 
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
+def _text(node: Node, rule: Rule) -> str:
+    value = node.value
+    if not isinstance(value, str):
+        raise node.wrong(words(str, rule))
+    if not value.strip() and not rule.allow_empty:
+        raise node.wrong(words(str, rule))
+    if rule.pattern is not None and re.fullmatch(rule.pattern, value) is None:
+        hint = None
+        if rule.pattern == ENTRYPOINT and ".py:" in value:
+            hint = "leave out '.py': it names a module"
+        raise node.wrong(words(str, rule), hint=hint)
+    return value
 
 
-def _aliases(item: Any) -> tuple[str, ...]:
-    return (item.name, *item.metadata.get("aliases", ()))
+def _bool(node: Node, rule: Rule) -> bool:
+    if not isinstance(node.value, bool):
+        raise node.wrong("true or false")
+    return node.value
 
 
-def section_schema(cls: type[Any]) -> dict[str, Any]:
-    """Return the JSON Schema of a section."""
-    hints = _hints(cls)
-    properties: dict[str, Any] = {}
-    required: list[str] = []
-    rest = False
-    for item in fields(cls):
-        if item.metadata.get("rest"):
-            rest = True
-            continue
-        if item.metadata.get("hidden"):
-            continue
-        entry = {**value_schema(hints[item.name]), "description": item.metadata.get("doc", "")}
-        if item.default is not MISSING and isinstance(item.default, str | int | float | bool):
-            entry["default"] = item.default
-        for name in _aliases(item):
-            properties[name] = entry
-        if item.default is MISSING and item.default_factory is MISSING:
-            required.append(item.name)
-    schema: dict[str, Any] = {
-        "type": "object",
-        "properties": properties,
-        "additionalProperties": rest,
-    }
-    if required:
-        schema["required"] = required
-    short = getattr(cls, "shorthand_types", None)
-    return schema if short is None else {"anyOf": [schema, {"type": list(short)}]}
+def _integer(node: Node, rule: Rule) -> int:
+    if not isinstance(node.value, int) or isinstance(node.value, bool):
+        raise node.wrong(words(int, rule))
+    _check_limits(node, node.value, words(int, rule), rule)
+    return int(node.value)
 
 
-def value_schema(hint: Any) -> dict[str, Any]:
-    """Return the JSON Schema of a type hint."""
-    if hint is Any:
-        return {}
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is not None and hasattr(hint, "__metadata__"):
-        schema = value_schema(arguments[0])
-        for rule in hint.__metadata__:
-            if isinstance(rule, Rule):
-                schema = {**schema, **rule.schema}
-            if isinstance(rule, OneOrMany):
-                schema = {"anyOf": [schema, {"type": "string"}]}
-        return schema
-    if origin in (Union, types.UnionType):
-        return {"anyOf": [value_schema(item) for item in arguments]}
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    if origin is tuple:
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return {"type": "array", "items": value_schema(arguments[0])}
-        items = [value_schema(item) for item in arguments]
-        return {"type": "array", "prefixItems": items, "minItems": len(items), "items": False}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": value_schema(arguments[1])}
-    if is_dataclass(hint):
-        return section_schema(hint)  # type: ignore[arg-type]
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
-    return {"type": "null" if hint is type(None) else names[hint]}
+def _number(node: Node, rule: Rule) -> float:
+    expected = words(float, rule)
+    if not isinstance(node.value, int | float) or isinstance(node.value, bool):
+        raise node.wrong(expected)
+    try:
+        value = float(node.value)
+    except OverflowError:
+        raise node.wrong(expected) from None
+    if not math.isfinite(value):
+        raise node.wrong(expected)
+    _check_limits(node, value, expected, rule)
+    return value
+
+
+def _check_limits(node: Node, value: float, expected: str, rule: Rule) -> None:
+    low = rule.minimum is not None and value < rule.minimum
+    if low or (rule.maximum is not None and value > rule.maximum):
+        raise node.wrong(expected)
+
+
+def _choice(node: Node, hint: Any, rule: Rule) -> Any:
+    choices = get_args(hint)
+    value = node.value
+    if rule.upper and isinstance(value, str):
+        value = value.upper()
+    for choice in choices:
+        # 1 equals True and 1.0, which are no integers here.
+        if type(value) is type(choice) and value == choice:
+            return choice
+    texts = [choice for choice in choices if isinstance(choice, str)]
+    hint_text = did_you_mean(node.value, texts) if isinstance(node.value, str) else None
+    raise node.wrong(words(hint, rule), hint=hint_text)
+
+
+_SCALARS: dict[Any, Callable[[Node, Rule], Any]] = {
+    str: _text,
+    bool: _bool,
+    int: _integer,
+    float: _number,
+}
+
+_PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
+
+
+def _tensors(node: Node) -> tuple[TensorSpec, ...]:
+    try:
+        return parse_tensor_specs(node.plain(), "x")
+    except SpecError as error:
+        below: KeyPath = tuple(
+            int(index) if index else name for index, name in _PART.findall(error.key or "x")[1:]
+        )
+        reason, hint = error.reason, error.hint
+    # Point at the deepest part that was written.
+    for part in below:
+        children = node.value
+        known = isinstance(children, dict) and part in children
+        if not known and not (isinstance(children, list) and part in range(len(children))):
+            break
+        node = children[part]
+    raise node.error(reason, hint=hint)

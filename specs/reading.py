@@ -44,7 +44,7 @@ def read_tree(path: Path) -> Node:
             error.reason, file=path, line=error.line, key=error.key, hint=error.hint
         ) from None
     if value is None:
-        raise SpecError("the file is empty; expected a mapping of keys to values", file=path)
+        raise SpecError("found nothing; expected a mapping of keys to values", file=path)
     if not isinstance(value, dict):
         raise SpecError(f"found {show(value)}; expected a mapping of keys to values", file=path)
     # An error about the whole file, such as a missing key, has no line.
@@ -105,7 +105,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise SpecError(f"the key {ascii(twice)} is given twice")
+        raise SpecError(f"the key {twice!a} is given twice")
     return found
 
 
@@ -130,7 +130,7 @@ def _parse_toml(text: str) -> Parsed:
 
 
 def _toml_lines(text: str) -> dict[KeyPath, int]:
-    """Find the lines of tables and keys; tomllib does not tell, so unusual layouts may lack some."""
+    """Find the lines of tables and keys, which tomllib does not tell; unusual layouts lack some."""
     lines: dict[KeyPath, int] = {}
     counts: dict[KeyPath, int] = {}
     table: KeyPath = ()

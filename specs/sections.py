@@ -1,304 +1,227 @@
-"""The sections of a spec, as dataclasses; docs/spec.md says the same for people."""
+"""The sections about testing, data, evaluation, optimization and export."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from .parsing import ENTRYPOINT, Exists, OneOrMany, Rule, doc
+from .declare import COMPONENT, ENTRYPOINT, Rule, Section, key
+from .model import Device
+from .nodes import Node
 
-FilePath = Annotated[Path, Exists("file")]
-FolderPath = Annotated[Path, Exists("folder")]
-EntryPoint = Annotated[
-    str,
-    Rule(
-        "module:attribute, such as net:build",
-        lambda value: ENTRYPOINT.match(value) is not None,
-        {"pattern": ENTRYPOINT.pattern},
-    ),
-]
-NonNegative = Annotated[
-    float, Rule("a number of at least 0", lambda value: 0 <= value < 1e300, {"minimum": 0})
-]
-Fraction = Annotated[
-    float,
-    Rule("a number from 0 to 1", lambda value: 0 <= value <= 1, {"minimum": 0, "maximum": 1}),
-]
-Count = Annotated[
-    int, Rule("a whole number of at least 1", lambda value: value >= 1, {"minimum": 1})
-]
-Index = Annotated[
-    int, Rule("a whole number of at least 0", lambda value: value >= 0, {"minimum": 0})
-]
-Names = Annotated[tuple[str, ...], OneOrMany()]
-Lines = Annotated[tuple[str, ...], OneOrMany(lines=True)]
-DeviceName = Literal["CPU", "GPU"]
-FrameworkName = Literal["torch", "torchscript", "tensorflow", "keras", "onnx", "python", "ludwig"]
+Mode = Literal["compression", "latency", "quantization"]
+Format = Literal["onnx", "jit", "tflite", "dlrt", "pt2", "savedmodel", "openvino", "safetensors"]
+_TEXT = ({"type": "string"},)
+_BUILT_IN = "a built-in name or module:attribute"
 
 
 @dataclass(frozen=True)
-class Component:
-    """A part that the user names: a built-in, ``module:attribute``, or a dict with arguments."""
+class TestSection(Section):
+    """Golden data: what the packaged model is tested with."""
 
-    name: str = doc("A built-in name, or module:attribute.")
-    kwargs: dict[str, Any] = doc("Its arguments.", factory=dict, rest=True)
+    __test__: ClassVar[bool] = False  # pytest would take the name for a test
 
-    @staticmethod
-    def shorthand(value: Any) -> Mapping[str, Any] | None:
-        """A bare string is the name."""
-        return {"name": value} if isinstance(value, str) else None
-
-    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
-
-
-@dataclass(frozen=True)
-class CodePath:
-    """A folder of Python code to package."""
-
-    python_root: FolderPath = doc("The folder from which the code imports its modules.")
-    dirs_to_package: tuple[str, ...] = doc('Subfolders of it to package; "" is all of it.')
-
-
-@dataclass(frozen=True)
-class DataPath:
-    """A data file to package."""
-
-    path: FilePath = doc("The file.")
-    packaged_name: str = doc("Its name in the package's data folder.")
-
-
-@dataclass(frozen=True)
-class ModelSection:
-    """Where the model comes from, and how it is packaged."""
-
-    framework: FrameworkName = doc("The framework of the model.")
-    entrypoint: EntryPoint | None = doc("What builds the model (torch, python).", None)
-    kwargs: dict[str, Any] = doc("Keyword arguments of the entry point.", factory=dict)
-    weights: FilePath | None = doc("safetensors or a weights_only checkpoint (torch).", None)
-    file: FilePath | None = doc("The model file (torchscript, keras, onnx).", None)
-    saved_model: FolderPath | None = doc("A SavedModel folder (tensorflow).", None)
-    graph: FilePath | None = doc("A binary GraphDef (tensorflow).", None)
-    node_name_mapping: dict[str, str] | None = doc(
-        "Name in the spec to name in the graph (tensorflow) or model (keras).", None
+    inputs: Path | None = key(Rule("Golden inputs (`.npz`).", exists="file"), default=None)
+    expected: Path | None = key(
+        Rule("Expected outputs (`.npz`); the source's own are recorded otherwise.", exists="file"),
+        default=None,
     )
-    init_op_names: Names = doc("Graph operations to run after loading.", ())
-    directory: FolderPath | None = doc("A Ludwig model folder.", None)
-    code_path_spec: tuple[CodePath, ...] | None = doc(
-        "Code to package; by default what the entry point imports beside the spec.", None
-    )
-    data_paths: tuple[DataPath, ...] = doc("Data files to package.", ())
-    requirements: Lines | None = doc(
-        "What the code needs installed; compiled into a lock with pip.", None
-    )
-    requirements_lock: FilePath | None = doc("A finished lock to package as it is.", None)
-    platform_version_semver: str = doc("npm-style range of framework versions.", "*")
-    custom_ops: tuple[FilePath, ...] = doc("Shared libraries with operators.", ())
-    input_tensor_device: dict[str, DeviceName] | None = doc("Device of each input.", None)
-    default_input_tensor_device: DeviceName = doc("Device of all other inputs.", "GPU")
+    rtol: float = key(Rule("Relative tolerance.", minimum=0), default=1e-4)
+    atol: float = key(Rule("Absolute tolerance.", minimum=0), default=1e-5)
+
+    def checked(self, node: Node) -> Self:
+        """Refuse outputs that belong to no inputs."""
+        if self.expected is not None and self.inputs is None:
+            raise node.at("expected").error("found without 'inputs'; expected both or neither")
+        return self
 
 
 @dataclass(frozen=True)
-class TestSection:
-    """Golden data: what proves that a package or an export computes the same."""
-
-    inputs: FilePath | None = doc("An .npz of inputs by name.", None)
-    expected: FilePath | None = doc(
-        "An .npz of outputs by name; by default the source's own are recorded.", None
-    )
-    rtol: NonNegative = doc("Permitted relative difference.", 1e-4)
-    atol: NonNegative = doc("Permitted absolute difference.", 1e-5)
-
-
-@dataclass(frozen=True)
-class DataSection:
+class DataSection(Section):
     """The data splits."""
 
-    splits: EntryPoint = doc('Returns {"train": iterable, "test": iterable}.')
-    kwargs: dict[str, Any] = doc("Its keyword arguments.", factory=dict)
+    shorthand: ClassVar[str] = "splits"
+    also: ClassVar[tuple[dict[str, Any], ...]] = _TEXT
 
-    @staticmethod
-    def shorthand(value: Any) -> Mapping[str, Any] | None:
-        """A bare string is ``splits``."""
-        return {"splits": value} if isinstance(value, str) else None
-
-    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
-
-
-@dataclass(frozen=True)
-class ForwardPassSection:
-    """How a batch of a loader reaches the model."""
-
-    model_input_pattern: tuple[Index | Literal["_"], ...] | None = doc(
-        "Order of the model's arguments among the batch's elements; _ is not for the model.",
-        (0, "_"),
+    splits: str = key(
+        Rule(
+            'Callable that returns `{"train": iterable, "test": iterable}`.',
+            pattern=COMPONENT,
+            form=_BUILT_IN,
+        )
     )
-    expecting_common_inputs: bool = doc("Elements are tensors, or lists and dicts of them.", True)
-    function: EntryPoint | None = doc("A ForwardPass of the user's own.", None)
-
-    @staticmethod
-    def shorthand(value: Any) -> Mapping[str, Any] | None:
-        """A bare string is ``function``, a bare list the pattern."""
-        if isinstance(value, str):
-            return {"function": value}
-        return {"model_input_pattern": value} if isinstance(value, list | tuple) else None
-
-    shorthand_types: ClassVar[tuple[str, ...]] = ("string", "array")
+    kwargs: dict[str, Any] = key("Its keyword arguments.", default_factory=dict)
 
 
 @dataclass(frozen=True)
-class EvaluationSection:
-    """The metric that counts."""
+class ForwardPassSection(Section):
+    """How a batch of the data becomes the arguments of the model."""
 
-    function: Component | None = doc("Returns a dict of metrics for a model and a loader.", None)
-    kwargs: dict[str, Any] = doc("Keyword arguments of the function.", factory=dict)
-    eval_key: str | None = doc("The metric to listen to.", None)
-    eval_split: str = doc("The split on which it is measured.", "test")
-    confirm_split: str | None = doc("A split that a search never sees, for the verdict.", None)
-    higher_is_better: bool = doc("Whether a larger value is better.", True)
-    range: tuple[float, float] | None = doc("The metric's range: [0, 1] or [0, 100].", None)
+    shorthand: ClassVar[str] = "name"
+    also: ClassVar[tuple[dict[str, Any], ...]] = _TEXT
 
-    @staticmethod
-    def shorthand(value: Any) -> Mapping[str, Any] | None:
-        """A bare string is the function."""
-        return {"function": value} if isinstance(value, str) else None
-
-    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
-
-
-@dataclass(frozen=True)
-class OptimizationStage:
-    """One stage of an optimization; all stages share one delta."""
-
-    mode: Literal["compression", "latency", "quantization"] = doc(
-        "What to minimise: bytes, time, or bits.", "compression"
+    name: str | None = key(
+        Rule("A forward pass of your own.", pattern=COMPONENT, form=_BUILT_IN), default=None
     )
-    delta: NonNegative = doc("Permitted drop, in the metric's own range.", 1.0)
-    level: Literal[1, 2, 3] = doc("2 and 3 search about twice as long.", 1)
-    deepsearch: bool = doc("Search finer, to use up delta.", False)
-    device: DeviceName = doc("Where the search runs.", "CPU")
-    use_horovod: bool = doc("Train on all devices (torch.distributed).", False)
+    kwargs: dict[str, Any] = key("Its keyword arguments.", default_factory=dict)
+    model_input_pattern: tuple[int | Literal["_"], ...] | None = key(
+        Rule(
+            "For each element of a batch the position of its argument, or `_` to leave it out.",
+            minimum=0,
+            min_items=1,
+        ),
+        default=(0, "_"),
+    )
+    expecting_common_inputs: bool = key(
+        "Batches are tensors, or lists, tuples or dicts of tensors.", default=True
+    )
 
-    @staticmethod
-    def shorthand(value: Any) -> Mapping[str, Any] | None:
-        """A bare string is the mode."""
-        return {"mode": value} if isinstance(value, str) else None
-
-    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
-
-
-@dataclass(frozen=True)
-class SchedulerSection:
-    """A learning-rate schedule."""
-
-    factory: Component = doc("A scheduler of the framework's, or module:attribute.")
-    eval_based: bool = doc("It listens to the metric.", False)
-    interval: Literal["eval", "epoch", "iteration"] = doc("When it steps.", "epoch")
-
-    @staticmethod
-    def shorthand(value: Any) -> Mapping[str, Any] | None:
-        """A bare string is the factory."""
-        return {"factory": value} if isinstance(value, str) else None
-
-    shorthand_types: ClassVar[tuple[str, ...]] = ("string",)
+    def checked(self, node: Node) -> Self:
+        """Check that the positions are 0, 1, 2, ... in some order."""
+        positions = [item for item in self.model_input_pattern or () if isinstance(item, int)]
+        fits = sorted(positions) == list(range(len(positions))) and positions
+        if self.model_input_pattern is not None and not fits:
+            raise node.at("model_input_pattern").error(
+                f"found {list(self.model_input_pattern)}; expected every argument position from 0"
+                " on once, and '_' elsewhere"
+            )
+        return self
 
 
 @dataclass(frozen=True)
-class EmaSection:
-    """Averaging of weights over time."""
+class EvaluationSection(Section):
+    """What is measured, and which number counts."""
 
-    decay_rate: Fraction = doc("Weight of the average so far.", 0.9999)
-    period: Count = doc("Steps between two updates.", 1)
+    shorthand: ClassVar[str] = "function"
+    also: ClassVar[tuple[dict[str, Any], ...]] = _TEXT
 
+    function: str | None = key(
+        Rule(
+            "Evaluation `(model, loader)` that returns a dict of metrics; the task's by default.",
+            pattern=COMPONENT,
+            form=_BUILT_IN,
+        ),
+        default=None,
+    )
+    kwargs: dict[str, Any] = key("Its keyword arguments.", default_factory=dict)
+    eval_key: str | None = key("The metric that counts; the task's by default.", default=None)
+    eval_split: str = key("The split that it is measured on.", default="test")
+    confirm_split: str | None = key(
+        "A split that no search sees, for the last measurement.", default=None
+    )
+    higher_is_better: bool = key("Whether a larger value is better.", default=True)
+    range: tuple[float, float] | None = key(
+        "Lowest and highest value; `[0, 1]` or `[0, 100]` from the reference's by default.",
+        default=None,
+    )
 
-@dataclass(frozen=True)
-class FullTrainerSection:
-    """Training from scratch, or in full."""
-
-    optimizer: Component | None = doc("An optimizer of the framework's, or module:attribute.", None)
-    scheduler: SchedulerSection | None = doc("The learning-rate schedule.", None)
-    epochs: Count | None = doc("Passes over the training data.", None)
-    eval_freq: Count = doc("Epochs between two evaluations.", 1)
-    eval_key: str | None = doc("The metric to listen to.", None)
-    eval_split: str | None = doc("The split on which it is measured.", None)
-    ema: bool | EmaSection = doc("Average the weights.", False)
-    early_stopping_patience: Count | None = doc("Evaluations without progress to wait.", None)
-
-
-@dataclass(frozen=True)
-class LoopParameters:
-    """A short training loop."""
-
-    epochs: Count | None = doc("Passes over the training data.", None)
-    optimizer: Component | None = doc("As in full_trainer.", None)
-
-
-@dataclass(frozen=True)
-class FineTunerSection:
-    """Short training between the steps of a search."""
-
-    loop_params: LoopParameters = doc("The loop.", factory=LoopParameters)
-
-
-@dataclass(frozen=True)
-class QuantizationArgs:
-    """Which layers are quantized, by rule."""
-
-    quantize_conv11: bool = doc("Also 1x1 convolutions.", False)
-    quantize_group: bool = doc("Also grouped convolutions.", False)
-    skip_layers: tuple[Index, ...] | None = doc("Indices of layers to leave alone.", None)
-    skip_layers_ratio: Fraction = doc("Share of the first layers to leave alone.", 0.0)
+    def checked(self, node: Node) -> Self:
+        """Check the order of the range."""
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise node.at("range").error(
+                f"found {list(self.range)}; expected the lowest value, then the highest"
+            )
+        return self
 
 
 @dataclass(frozen=True)
-class LayerPrecision:
+class Stage(Section):
+    """One optimization; several of them share one delta."""
+
+    shorthand: ClassVar[str] = "mode"
+    also: ClassVar[tuple[dict[str, Any], ...]] = _TEXT
+
+    mode: Mode = key("What is minimised: bytes, time or bits.", default="compression")
+    delta: float = key(
+        Rule("Permitted drop of the metric, in its own range.", minimum=0), default=1.0
+    )
+    level: Literal[1, 2, 3] = key(
+        "2 takes about twice the time and compresses more; 3 means 2.", default=1
+    )
+    deepsearch: bool = key("Search finer, and use up most of delta.", default=False)
+    device: Device | None = key(
+        Rule("Where the search runs; a GPU where there is one by default.", upper=True),
+        default=None,
+    )
+    use_horovod: bool = key("Train on several devices (torch.distributed).", default=False)
+
+    def checked(self, node: Node) -> Self:
+        """Read level 3 as 2."""
+        return replace(self, level=2) if self.level == 3 else self
+
+
+@dataclass(frozen=True)
+class QuantizationArgs(Section):
+    """Rules that choose the layers to quantize."""
+
+    quantize_conv11: bool = key("Quantize 1x1 convolutions.", default=False)
+    quantize_group: bool = key("Quantize grouped convolutions.", default=False)
+    skip_layers: tuple[int, ...] | None = key(
+        Rule("Layers to leave, by index in graph order.", minimum=0), default=()
+    )
+    skip_layers_ratio: float = key(
+        Rule("Share of the first layers to leave.", minimum=0, maximum=1), default=0.0
+    )
+
+    def checked(self, node: Node) -> Self:
+        """Read null as no layers."""
+        return replace(self, skip_layers=self.skip_layers or ())
+
+
+@dataclass(frozen=True)
+class LayerPrecision(Section):
     """The precision of one layer."""
 
-    precision: Literal[1, 2, 4, 8, 16, 32] = doc("Bits of its weights.")
+    precision: int = key(Rule("Bits.", minimum=1, maximum=32))
 
 
 @dataclass(frozen=True)
-class CustomCompressionSection:
-    """Quantization by hand."""
+class CustomCompressionSection(Section):
+    """Quantization by rules, or layer by layer."""
 
-    quantization_args: QuantizationArgs | None = doc(
-        "Rules for which layers are quantized.", None, aliases=("quant_args",)
+    quantization_args: QuantizationArgs | None = key(
+        Rule("Rules that choose the layers to quantize.", aliases=("quant_args",)), default=None
     )
-    layers: dict[str, LayerPrecision] = doc("Precision by layer name.", factory=dict)
+    layers: dict[str, LayerPrecision] = key(
+        "Precision by module name; a layer that is not named stays as it is.",
+        default_factory=dict,
+    )
 
 
 @dataclass(frozen=True)
-class ExportArguments:
-    """Options of an export."""
+class ExportKwargs(Section):
+    """How models are exported."""
 
-    root_path: Path | None = doc("The folder to write into.", None)
-    precision: Literal["fp32", "fp16", "bf16"] = doc("Precision of the weights.", "fp32")
-    resolutions: tuple[tuple[Count, Count], ...] = doc("(height, width) of fixed-shape files.", ())
-
-
-@dataclass(frozen=True)
-class ExportSection:
-    """What to export."""
-
-    format: Names = doc("A format, or a list of formats.", ("onnx",))
-    kwargs: ExportArguments = doc("Options.", factory=ExportArguments)
-
-    @staticmethod
-    def shorthand(value: Any) -> Mapping[str, Any] | None:
-        """A bare string or list is the format."""
-        return {"format": value} if isinstance(value, str | list | tuple) else None
-
-    shorthand_types: ClassVar[tuple[str, ...]] = ("string", "array")
+    root_path: Path | None = key("Folder to write to.", default=None)
+    precision: Literal["fp32", "fp16", "bf16"] = key("Type of the weights.", default="fp32")
+    resolutions: tuple[tuple[int, int], ...] = key(
+        Rule("`[height, width]` of each fixed-shape file.", minimum=1), default=()
+    )
 
 
 @dataclass(frozen=True)
-class TrainingSection:
-    """The parts of a training application."""
+class ExportSection(Section):
+    """What models are exported to."""
 
-    inputter: Component | None = doc("Yields batches.", None)
-    augmenter: Component | None = doc("Changes training samples at random.", None)
-    modeler: Component | None = doc("Owns network, loss and metrics.", None)
-    network: Component | None = doc("The network.", None)
-    runner: Component | None = doc("Drives the job over the devices.", None)
-    callbacks: tuple[Component, ...] = doc("Called before and after runs and steps.", ())
+    format: tuple[Format, ...] | None = key(
+        Rule("One format, or a list.", single="item"), default=()
+    )
+    kwargs: ExportKwargs = key("How they are exported.", default_factory=ExportKwargs)
+
+    def checked(self, node: Node) -> Self:
+        """Read null as no formats."""
+        return replace(self, format=self.format or ())
+
+
+STAGE_KEYS = ("delta", "level", "deepsearch", "device", "use_horovod")
+"""Keys of a stage that Neutrino has at the top level; they hold for every stage."""
+
+EVALUATION_KEYS = ("eval_key", "eval_split")
+"""Keys of ``evaluation`` that Neutrino has at the top level."""
+
+EXTERNAL_LOOP = Rule(
+    "A trainer of your own: `train(model, epochs, validation, finetuning)`.",
+    pattern=ENTRYPOINT,
+    form="module:attribute",
+)

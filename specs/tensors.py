@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import SpecError
 from .dtypes import canonical_dtype
+from .hints import did_you_mean
 
 Dimension = int | str | None
 """A fixed size, a symbol (the same size wherever it stands), or None (any size)."""
@@ -51,7 +52,9 @@ class TensorSpec:
         for name in entry:
             if name not in _KEYS:
                 raise SpecError(
-                    f"unknown key {name!r}; expected {', '.join(_KEYS)}", key=f"{key}.{name}"
+                    f"unknown key {name!r}; expected {', '.join(_KEYS)}",
+                    key=f"{key}.{name}",
+                    hint=did_you_mean(name, _KEYS),
                 )
         for name in _KEYS[:3]:
             if name not in entry:

@@ -15,7 +15,7 @@ _TAG = "tag:yaml.org,2002:"
 class _Loader(yaml.SafeLoader):
     """Composes nodes; resolves plain scalars as YAML 1.2 does.
 
-    PyYAML follows YAML 1.1, where ``no`` and ``on`` are booleans, ``1e-4`` is text and ``1:30`` is 90.
+    PyYAML follows YAML 1.1, where ``no`` and ``on`` are booleans, ``1e-4`` is text, ``1:30`` is 90.
     """
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own declaration
@@ -40,8 +40,8 @@ def parse_yaml(text: str) -> tuple[object, dict[KeyPath, int]]:
     """Return the plain value of one YAML document, and 1-based lines by key path.
 
     Raises:
-        SpecError: a syntax error, a key given twice, a tag that is not plain data, or a document that
-            its aliases make too large; ``error.line`` says where.
+        SpecError: a syntax error, a key given twice, a tag that is not plain data, or too large a
+            document, which few aliases can make; ``error.line`` says where.
     """
     root = compose(text)
     if root is None:
@@ -113,10 +113,10 @@ class _Expander:
     def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, object]:
         own: dict[str, object] = {}
         merged: dict[str, object] = {}
-        for key_node, value_node in node.value:
+        # What is merged in comes first, so that the lines of the mapping's own keys stand.
+        for key_node, value_node in sorted(node.value, key=lambda pair: not _merges(pair[0])):
             line = key_node.start_mark.line + 1
-            if key_node.tag == _TAG + "merge":
-                # Lines of what is merged in are those of the mapping that it comes from.
+            if _merges(key_node):
                 merged = {**self._merged(value_node, path, depth), **merged}
                 continue
             name = _scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
@@ -152,6 +152,10 @@ class _Expander:
                 )
             found.update(value)
         return found
+
+
+def _merges(key_node: yaml.Node) -> bool:
+    return key_node.tag == _TAG + "merge"
 
 
 def _tag_error(node: yaml.Node, path: KeyPath) -> SpecError:
