@@ -69,6 +69,9 @@ class LoadOptions:
     device: str = "cpu"
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        parse_device(self.device)
+
 
 class Model(ABC):
     """A model that is loaded and can be run.

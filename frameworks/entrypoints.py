@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import IngotError, ModelError, SpecError
 from .base import first_line
 
 _PREFIX = "_ingot_code_"
@@ -123,18 +123,23 @@ class CodeFolder:
     Args:
         folder: where the modules lie; None when only installed modules are meant.
         label: the spec or package that names the code, for messages.
+        error: raised when an entry point cannot be found or imported: ``SpecError`` for the code of a
+            spec, ``ModelError`` for that of a package.
     """
 
-    def __init__(self, folder: Path | None, label: str) -> None:
+    def __init__(
+        self, folder: Path | None, label: str, error: type[IngotError] = SpecError
+    ) -> None:
         self.folder = folder
         self.label = label
+        self._error = error
         self._root: str | None = None
 
     def attribute(self, entrypoint: str, key: str = "model.entrypoint") -> Any:
         """Return what ``module:attribute`` names, from this folder or an installed module.
 
         Raises:
-            ModelError: the module does not exist or does not import, or has no such attribute.
+            IngotError: the module does not exist or does not import, or has no such attribute.
         """
         module_name, _, attribute = entrypoint.partition(":")
         where = f"{self.label}: {key} {entrypoint!r}"
@@ -145,7 +150,7 @@ class CodeFolder:
                 value = getattr(value, part)
             except AttributeError:
                 names = [name for name in vars(module) if not name.startswith("_")]
-                raise ModelError(
+                raise self._error(
                     f"{where}: {module_name} has no attribute {part!r}",
                     hint=_nearest(attribute, names),
                 ) from None
@@ -155,11 +160,11 @@ class CodeFolder:
         """Return the callable that ``module:attribute`` names.
 
         Raises:
-            ModelError: as for :meth:`attribute`, or it cannot be called.
+            IngotError: as for :meth:`attribute`, or it cannot be called.
         """
         value = self.attribute(entrypoint, key)
         if not callable(value):
-            raise ModelError(
+            raise self._error(
                 f"{self.label}: {key} {entrypoint!r}: found a {type(value).__name__};"
                 " expected something that can be called"
             )
@@ -187,15 +192,15 @@ class CodeFolder:
             if missing == name or name.startswith(f"{missing}."):
                 near = [path.stem for path in sorted((self.folder or Path()).glob("*.py"))]
                 beside = f" in {self.folder}" if self.folder else ""
-                raise ModelError(
+                raise self._error(
                     f"{where}: no module {missing!r}{beside}, and none installed",
                     hint=_nearest(missing, near),
                 ) from error
-            raise ModelError(
+            raise self._error(
                 f"{where}: its code imports {missing!r}, which is not installed",
             ) from error
         except Exception as error:
-            raise ModelError(
+            raise self._error(
                 f"{where}: importing it failed: {type(error).__name__}: {first_line(error)}"
                 f"{_location(error, self.folder)}"
             ) from error

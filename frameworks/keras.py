@@ -22,7 +22,7 @@ from .base import (
     import_framework,
     require_specs,
 )
-from .tensorflow import import_tensorflow, tensorflow_device
+from .tensorflow import import_tensorflow, no_keras_home, tensorflow_device
 
 if TYPE_CHECKING:
     from .base import Arrays
@@ -31,26 +31,13 @@ if TYPE_CHECKING:
 def import_keras(options: LoadOptions | None = None) -> Any:
     """Import Keras on TensorFlow, unless the user chose another backend.
 
-    Keras writes a configuration file into the user's home when it is imported and finds none; this
-    keeps it from doing so.
-
     Raises:
         MissingDependencyError: it, or TensorFlow, is not installed.
     """
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
         import_tensorflow(options)
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    if (home / "keras.json").exists():
+    with no_keras_home():
         return import_framework("keras", "tensorflow")
-    saved = os.environ.get("KERAS_HOME")
-    os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")
-    try:
-        return import_framework("keras", "tensorflow")
-    finally:
-        if saved is None:
-            del os.environ["KERAS_HOME"]
-        else:
-            os.environ["KERAS_HOME"] = saved
 
 
 def load(source: ModelSource, options: LoadOptions) -> Model:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import IngotError, ModelError
+from ..errors import IngotError, ModelError, SpecError
 from .base import LoadOptions, Model, ModelSource, decode_strings
 from .calling import name_outputs, takes_keywords
 from .embedded.ingot_entry import wants_data_root
@@ -32,7 +32,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     from .custom_ops import load_once
 
     load_once(source.custom_ops, "python", _load_library, source.label)
-    code = CodeFolder(source.code_root, source.label)
+    code = code_folder(source)
     function = call_entrypoint(source, code)
     if not callable(function):
         raise ModelError(
@@ -46,6 +46,13 @@ def _load_library(path: str) -> None:
     import ctypes
 
     ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+
+
+def code_folder(source: ModelSource) -> CodeFolder:
+    """Return the importable code of a model."""
+    # Only a package comes with a folder of data; the entry point of a spec is a key of the spec.
+    error = SpecError if source.data_root is None else ModelError
+    return CodeFolder(source.code_root, source.label, error)
 
 
 def call_entrypoint(source: ModelSource, code: CodeFolder) -> Any:

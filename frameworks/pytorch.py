@@ -10,7 +10,7 @@ from ..errors import ModelError
 from .base import LoadOptions, Model, ModelSource
 from .calling import name_outputs, takes_keywords
 from .entrypoints import CodeFolder, user_code_error
-from .python import call_entrypoint
+from .python import call_entrypoint, code_folder
 from .torch_tensors import TensorConverter, import_torch, load_custom_ops, torch_device
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     """
     torch = import_torch(options)
     load_custom_ops(source.custom_ops, source.label)
-    code = CodeFolder(source.code_root, source.label)
+    code = code_folder(source)
     module = call_entrypoint(source, code)
     if not isinstance(module, torch.nn.Module):
         if not callable(module):

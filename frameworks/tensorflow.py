@@ -44,7 +44,7 @@ def import_tensorflow(options: LoadOptions | None = None) -> Any:
     if "tensorflow" in sys.modules:
         tensorflow = sys.modules["tensorflow"]
     else:
-        with _held_back_stderr():
+        with _held_back_stderr(), no_keras_home():
             tensorflow = import_framework("tensorflow", "tensorflow")
     if options is not None and options.threads is not None:
         try:
@@ -57,6 +57,27 @@ def import_tensorflow(options: LoadOptions | None = None) -> Any:
                 "threads: TensorFlow has started already and keeps its number of threads"
             )
     return tensorflow
+
+
+@contextmanager
+def no_keras_home() -> Iterator[None]:
+    """Keep Keras, which TensorFlow imports, from writing a configuration file into the user's home.
+
+    It does so when it is imported and finds none. A file that is there is read as ever.
+    """
+    saved = os.environ.get("KERAS_HOME")
+    home = Path(saved) if saved else Path.home() / ".keras"
+    if (home / "keras.json").exists():
+        yield
+        return
+    os.environ["KERAS_HOME"] = os.path.join(os.devnull, "keras")
+    try:
+        yield
+    finally:
+        if saved is None:
+            del os.environ["KERAS_HOME"]
+        else:
+            os.environ["KERAS_HOME"] = saved
 
 
 @contextmanager

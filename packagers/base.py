@@ -240,7 +240,10 @@ class PackageBuilder:
             arrays = TensorChecker(inputs, "input", f"{label}: golden data")(arrays)
         expected = _as_arrays(options.test_expected_out)
         recording = arrays is not None and expected is None
-        if inputs is None or outputs is None or (recording and run is None):
+        # Code is loaded from its source even when nothing is recorded: its errors name the user's
+        # own files, and not a copy of them.
+        is_code = source is not None and source.entrypoint is not None
+        if inputs is None or outputs is None or is_code or (recording and run is None):
             if source is None:
                 raise UsageError(f"{label}: input_spec and output_spec are needed")
             ran: SourceRun = run_source(source, arrays if recording else None)

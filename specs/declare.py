@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from .nodes import Node
+from .tensors import TensorSpec
 
 _NAME = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 ENTRYPOINT = rf"^{_NAME}:{_NAME}$"
@@ -171,3 +173,24 @@ def known_names(section: type) -> dict[str, str]:
         names[name] = name
         names.update(dict.fromkeys(declared.rule.aliases, name))
     return names
+
+
+def plain_values(value: Any) -> Any:
+    """Return what a spec file would hold for a section or a value of one; defaults are left out."""
+    if isinstance(value, Component | TensorSpec):
+        return value.to_dict()
+    if isinstance(value, Section):
+        keys = keys_of(type(value))
+        own = {name: getattr(value, name) for name in keys}
+        return {
+            name: plain_values(found)
+            for name, found in own.items()
+            if keys[name].required or found != keys[name].default
+        }
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: plain_values(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(child) for child in value]
+    return value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..errors import SpecError
 from .canonical import canonicalise, put
-from .declare import Component, Rule, Section, key, keys_of
+from .declare import Component, Rule, Section, key, keys_of, plain_values
 from .model import ModelSection
 from .nodes import Node, Origin, build
 from .overrides import Override, parse_overrides
@@ -189,8 +189,8 @@ class ModelSpec(Section):
                     raise node.error(
                         f"the key {name!r} is missing; the model does not say its tensors itself"
                     )
-        mapping = self.model.node_name_mapping
-        for tensor in tensors if mapping is not None else ():
+        mapping = self.model.node_name_mapping or {}
+        for tensor in tensors if self.model.node_name_mapping is not None else ():
             if tensor.name not in mapping:
                 raise model.at("node_name_mapping").error(
                     f"no entry for {tensor.name!r}; expected one for every input and output,"
@@ -206,7 +206,7 @@ class ModelSpec(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values that :meth:`from_dict` reads; defaults are left out."""
-        found = _plain(self)
+        found = plain_values(self)
         assert isinstance(found, dict)
         return found
 
@@ -304,23 +304,3 @@ def _share(node: Node) -> None:
             section = node.value.setdefault("evaluation", node.with_value({}))
             if isinstance(section.value, dict):
                 section.value.setdefault(name, trainer.value[name])
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Component | TensorSpec):
-        return value.to_dict()
-    if isinstance(value, Section):
-        found = {}
-        for item in fields(value):  # type: ignore[arg-type]
-            own = getattr(value, item.name)
-            made = item.default_factory() if item.default_factory is not MISSING else item.default
-            if "rule" in item.metadata and own != made:
-                found[item.name] = _plain(own)
-        return found
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: _plain(child) for name, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
-    return value

@@ -128,7 +128,8 @@ def test_a_bad_entry_point(entrypoint: str, tmp_path: Path, ingot_cli) -> None:
     write(tmp_path / "syntax.py", "def build(:\n")
     before = files(tmp_path)
     process = ingot_cli("package", spec, "--set", f"model.entrypoint={entrypoint}")
-    refused(process, 5, *ENTRYPOINTS[entrypoint])
+    code = 5 if entrypoint in ("failing:build", "syntax:build") else 2
+    refused(process, code, *ENTRYPOINTS[entrypoint])
     assert files(tmp_path) == before
 
 
@@ -280,7 +281,7 @@ def test_a_framework_that_the_package_excludes(tmp_path: Path, ingot_cli) -> Non
     refused(ingot_cli("package", spec), 5, "add.ingot", found)
     refused(
         ingot_cli("package", spec, "--set", "model.platform_version_semver=newest"),
-        5,
+        2,
         "expected an npm-style version range",
     )
     assert not (tmp_path / "add.ingot").exists()
@@ -364,14 +365,12 @@ def test_a_full_disk(tmp_path: Path, ingot_cli) -> None:
     if mounted.returncode:
         pytest.skip("no right to mount a small file system")
     try:
-        onnx_add(tmp_path / "add.onnx")
-        (tmp_path / "op.so").write_bytes(os.urandom(1 << 20))
-        spec = write(
-            tmp_path / "add.yaml",
-            "name: add\nmodel: {framework: onnx, file: add.onnx, custom_ops: [op.so]}\n",
-        )
+        (tmp_path / "table.bin").write_bytes(os.urandom(1 << 20))
+        spec = python_add(tmp_path)
+        data = "model.data_paths=[{path: table.bin, packaged_name: table.bin}]"
         for extra in ([], ["--dir"]):
-            process = ingot_cli("package", spec, "-o", small / "add.ingot", *extra)
+            target = small / "add.ingot"
+            process = ingot_cli("package", spec, "-o", target, "--set", data, *extra)
             refused(process, 1, "small/add.ingot", "No space left on device")
             assert files(small) == set()
     finally:
@@ -393,7 +392,7 @@ def test_existing_outputs_are_refused(tmp_path: Path, package: Path, ingot_cli) 
 
 
 def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="modle_path|unexpected keyword argument"):
+    with pytest.raises(TypeError, match="model_path"):
         ingot.create_onnx_package(tmp_path / "a", "a", modle_path="x")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="test_input_dta"):
         ingot.create_onnx_package(

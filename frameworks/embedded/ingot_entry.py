@@ -1,13 +1,16 @@
 """Lets Neuropod run Python and PyTorch code that Ingot packaged.
 
-Neuropod calls ``get_model(data_root)`` and hands NumPy arrays to what it returns. The entry point
-that the author wrote may return a torch.nn.Module that wants tensors; 0/config.json says so.
+Neuropod calls ``get_model(data_root)``, and what that returns with NumPy arrays by keyword, and expects
+a dict of arrays. The entry point that the author wrote may return a torch.nn.Module that wants tensors,
+or a callable that takes its inputs by position or returns a tuple; 0/config.json says which.
 """
 
 import importlib
 import inspect
 import json
 import os
+
+import numpy as np
 
 
 def get_model(data_root):
@@ -20,11 +23,9 @@ def get_model(data_root):
         entrypoint = getattr(entrypoint, part)
     arguments = [data_root] if wants_data_root(entrypoint) else []
     model = entrypoint(*arguments, **settings.get("kwargs", {}))
-    if settings["framework"] != "torch":
-        return model
     if settings.get("weights"):
         _load_weights(model, os.path.join(data_root, settings["weights"]))
-    return _TensorModel(model, settings["inputs"], settings["outputs"])
+    return _NamedModel(model, settings)
 
 
 def _import(name):
@@ -70,36 +71,63 @@ def _load_weights(model, path):
     model.load_state_dict(state)
 
 
-class _TensorModel:
-    """Calls a module with tensors, and returns arrays by name."""
+class _NamedModel:
+    """Calls a model the way it wants to be called, and returns arrays by name."""
 
-    def __init__(self, model, inputs, outputs):
-        self.model = model.eval() if hasattr(model, "eval") else model
-        self.inputs = inputs
-        self.outputs = outputs
-        names = inspect.signature(getattr(model, "forward", model)).parameters
-        kinds = [parameter.kind for parameter in names.values()]
-        self.by_keyword = inspect.Parameter.VAR_KEYWORD in kinds or set(inputs) <= set(names)
+    def __init__(self, model, settings):
+        self.tensors = settings["framework"] == "torch"
+        self.model = model.eval() if self.tensors and hasattr(model, "eval") else model
+        self.inputs = settings["inputs"]
+        self.outputs = settings["outputs"]
+        self.by_keyword = _takes_keywords(getattr(model, "forward", model), self.inputs)
 
     def __call__(self, **arrays):
+        if not self.tensors:
+            return self._run(arrays)
         import torch
 
-        tensors = {
-            name: array.tolist() if array.dtype.kind in "UO" else torch.from_numpy(array)
-            for name, array in arrays.items()
-        }
         with torch.no_grad():
-            if self.by_keyword:
-                returned = self.model(**tensors)
-            else:
-                returned = self.model(*[tensors[name] for name in self.inputs])
+            return self._run({name: _to_tensor(array) for name, array in arrays.items()})
+
+    def _run(self, values):
+        if self.by_keyword:
+            returned = self.model(**values)
+        else:
+            returned = self.model(*[values[name] for name in self.inputs if name in values])
+        return {name: _to_array(value) for name, value in self._named(returned).items()}
+
+    def _named(self, returned):
         if hasattr(returned, "_asdict"):
-            returned = returned._asdict()
-        if not isinstance(returned, (dict, list, tuple)):
-            returned = [returned]
-        if not isinstance(returned, dict):
-            returned = dict(zip(self.outputs, returned))
-        return {
-            name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value
-            for name, value in returned.items()
-        }
+            fields = returned._asdict()
+            return fields if set(self.outputs) <= set(fields) else dict(zip(self.outputs, returned))
+        if isinstance(returned, dict):
+            return returned
+        if isinstance(returned, (list, tuple)) and returned:
+            if all(isinstance(part, dict) for part in returned):
+                return {name: value for part in returned for name, value in part.items()}
+            if len(self.outputs) > 1 or not isinstance(returned[0], str):
+                return dict(zip(self.outputs, returned))
+        return {self.outputs[0]: returned}
+
+
+def _takes_keywords(function, names):
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    kinds = [parameter.kind for parameter in parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds or set(names) <= set(parameters)
+
+
+def _to_tensor(array):
+    import torch
+
+    if array.dtype.kind in "UO":
+        return array.tolist()
+    return torch.from_numpy(np.require(array, requirements="CW"))
+
+
+def _to_array(value):
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    return np.asarray(value)
