@@ -1,8 +1,8 @@
 """Packages and verifies a gigabyte of weights: peak memory and time, against copying and hashing.
 
 Memory is the peak of the process that runs ``ingot package`` or ``ingot verify``, less that of a
-Python that imports nothing; the process that loads the finished package to test it is not counted,
-in memory or in time. Packaging may take 1.5 times, verifying 1.2 times, what the standard library
+Python that imports nothing; the processes that load the model, before and after packaging, to test
+it are not counted, in memory or in time (a row without a target adds their time). Packaging may take 1.5 times, verifying 1.2 times, what the standard library
 needs for the same bytes: to copy the file, sync it (Ingot syncs its package as well) and hash it
 with ``hashlib.file_digest``, and only to hash it. Verifying is measured twice: as the command
 ``ingot verify --no-golden``, whose start is counted, and as a call in a warm process.
@@ -75,7 +75,7 @@ inputs: [{{name: x, dtype: float32, shape: [n]}}]
 outputs: [{{name: y, dtype: float32, shape: [n]}}]
 """
 # Runs a command line in its own process, and tells its peak memory and the seconds in which it
-# waited for the process that tests the finished package.
+# waited for processes that run the model: its source, and the finished package.
 RUN_CLI = """
 import json, resource, sys, time
 
@@ -83,17 +83,17 @@ tested = 0.0
 if sys.argv[1:]:
     import ingot.runtime.child as child
 
-    check_package = child.check_package
+    ask = child._ask
 
-    def timed(*arguments, **options):
+    def timed(*arguments):
         global tested
         started = time.perf_counter()
         try:
-            return check_package(*arguments, **options)
+            return ask(*arguments)
         finally:
             tested += time.perf_counter() - started
 
-    child.check_package = timed
+    child._ask = timed
     from ingot.cli.app import run
 
     code = run(sys.argv[1:])
@@ -132,7 +132,7 @@ class Measured:
 
     Attributes:
         seconds: from the start of the interpreter to its end.
-        tested: seconds of it in which it waited for the test of the finished package.
+        tested: seconds of it in which it waited for processes that run the model.
         peak_mib: its peak resident memory, without its children.
     """
 
@@ -250,7 +250,7 @@ def measure_spec(folder: Path, name: str, weights: Path, bare: float) -> list[Ro
         difference(f"{name}: package, peak", memory["package"], bare, "MiB", MEMORY_TARGET_MIB),
         difference(f"{name}: verify, peak", memory["verify"], bare, "MiB", MEMORY_TARGET_MIB),
         quotient(f"{name}: package", seconds["package"], copy, "s", PACKAGE_TARGET),
-        quotient(f"{name}: package and its test", seconds["package"] + test, copy, "s"),
+        quotient(f"{name}: package and its tests", seconds["package"] + test, copy, "s"),
         quotient(f"{name}: archive alone", seconds["write"], copy, "s"),
         quotient(f"{name}: verify, command", seconds["verify"], digest, "s", VERIFY_TARGET),
         quotient(f"{name}: verify, warm", seconds["verify warm"], digest, "s", VERIFY_TARGET),

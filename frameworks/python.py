@@ -65,10 +65,11 @@ def call_entrypoint(source: ModelSource, code: CodeFolder) -> Any:
         raise ModelError(f"{source.label}: Python code needs an entry point")
     entrypoint = code.callable(source.entrypoint)
     arguments: list[str] = []
-    if source.always_pass_data_root or wants_data_root(entrypoint):
+    kwargs = source.entrypoint_kwargs
+    if source.always_pass_data_root or wants_data_root(entrypoint, kwargs):
         arguments = [str(_data_root(source, code))]
     try:
-        return entrypoint(*arguments, **source.entrypoint_kwargs)
+        return entrypoint(*arguments, **kwargs)
     except IngotError:
         raise
     except Exception as error:

@@ -249,7 +249,8 @@ class PackageBuilder:
             ran: SourceRun = run_source(source, arrays if recording else None)
             inputs = ran.inputs if inputs is None else inputs
             outputs = ran.outputs if outputs is None else outputs
-            if not outputs or not inputs:
+            untold = (input_spec is None and not inputs) or (output_spec is None and not outputs)
+            if untold:
                 raise UsageError(
                     f"{label}: the model does not say what it takes and returns",
                     hint="describe its inputs and outputs in a spec",

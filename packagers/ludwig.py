@@ -7,7 +7,7 @@ from typing import Unpack
 
 from ..frameworks.embedded import ludwig_entry
 from ..frameworks.ludwig import read_specs, require_ludwig
-from .base import PackageArguments, PathLike, TensorSpecs
+from .base import PackageArguments, PackageOptions, PathLike, TensorSpecs
 from .python import Code, package_code
 
 # What training leaves in the folder, and running the model does not need.
@@ -41,6 +41,7 @@ def create_ludwig_package(
         MissingDependencyError: Ludwig, which has to test the package, is not installed.
         IngotError: the folder is no Ludwig model, or the package cannot be written.
     """
+    PackageOptions(**arguments)  # refuse unknown arguments before any work
     directory = Path(ludwig_model_path).expanduser()
     inputs, outputs = read_specs(directory)
     require_ludwig(str(directory))

@@ -192,6 +192,8 @@ def package_code(
         packaged = data if weights is None else {**data, _weights_name(weights, data): weights}
         for name, file in packaged.items():
             builder.add_file(f"0/data/{name}", file)
+        if not packaged:
+            builder.add_directory("0/data")
         lock = _lock(code)
         if lock is not None:
             builder.add_bytes("0/requirements.lock", lock.encode())

@@ -78,11 +78,12 @@ def canonical_dtype(name: object) -> str:
 def _numpy_name(name: object) -> str | None:
     import numpy as np
 
-    if name is None:
+    # NumPy also takes None, lists and dicts, for other things than element types.
+    if not isinstance(name, str | type | np.dtype):
         return None
     try:
-        dtype = np.dtype(name)  # type: ignore[call-overload]
-    except TypeError:
+        dtype = np.dtype(name)
+    except (TypeError, ValueError, SyntaxError):
         return None
     return dtype_name(dtype)
 

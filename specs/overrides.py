@@ -60,7 +60,9 @@ class Override:
         for depth, part in enumerate(path[:-1], start=1):
             children = self._children(node, part, path[: depth - 1])
             if isinstance(children, dict) and part not in children:
-                children[str(part)] = self.value.with_value({})
+                # As many keys as there are left after this one were written behind it.
+                written = self.path[: max(1, len(self.path) - (len(path) - depth))]
+                children[str(part)] = Node({}, written, self.value.origin)
             child: Node = children[part]  # type: ignore[index]
             if child.value is None:
                 child.value = {}

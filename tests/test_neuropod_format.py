@@ -46,17 +46,18 @@ class Add(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(1))
+        self.offset = 0.0
 
     def forward(self, x, y):
         assert isinstance(x, torch.Tensor)
-        return {"out": self.scale * x + y}
+        return {"out": self.scale * x + y + self.offset}
 
 def load(data_root):
     return Add()
 
-def build(scale=1.0):
+def build(offset=0.0):
     module = Add()
-    module.scale.data.fill_(scale)
+    module.offset = offset
     return module
 
 class Positional(torch.nn.Module):
@@ -65,7 +66,7 @@ class Positional(torch.nn.Module):
 """
 
 ADD_POSITIONAL = """
-def build(offset=0):
+def build(offset):
     def add(left, right):
         return (left + right + left.dtype.type(offset),)
     return add
@@ -622,7 +623,10 @@ def test_dirs_to_package_may_name_folders_of_the_root(work: Path) -> None:
     root = work / "two"
     for name in ("one", "other"):
         (root / name).mkdir(parents=True)
-        (root / name / "main.py").write_text(CONSTANT)
+    (root / "other" / "main.py").write_text(CONSTANT)
+    (root / "one" / "main.py").write_text(
+        "import os\n\ndef load(data_root):\n    assert os.listdir(data_root) == []\n    return dict\n"
+    )
     path = ingot.create_python_package(
         work / "out" / "part",
         "part",
@@ -635,6 +639,9 @@ def test_dirs_to_package_may_name_folders_of_the_root(work: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         code = {name for name in archive.namelist() if name.startswith("0/code/")}
     assert code == {"0/code/__init__.py", "0/code/one/__init__.py", "0/code/one/main.py"}
+    # The data folder is there even when it is empty.
+    with ingot.load(path, trust_code=True) as model:
+        assert model.infer({}) == {}
 
 
 def test_custom_ops_are_packaged_by_basename(work: Path) -> None:
@@ -711,23 +718,24 @@ def test_saved_models(work: Path) -> None:
     out = work / "out"
     # Outputs may be a superset of the spec; inputs must equal it.
     path = ingot.create_tensorflow_package(
-        out / "saved", "saved", **SPECS, **TEST, saved_model_dir=folder
+        work / "out" / "saved",
+        "saved",
+        **SPECS,
+        **TEST,
+        saved_model_dir=folder,
+        package_as_zip=False,
     )
-    with zipfile.ZipFile(path) as archive:
-        assert "0/data/savedmodel/saved_model.pb" in archive.namelist()
-        assert json.loads(archive.read("0/config.json"))["node_name_mapping"] is None
+    assert (path / "0/data/savedmodel/saved_model.pb").is_file()
+    assert json.loads((path / "0/config.json").read_text())["node_name_mapping"] is None
+    config = json.loads((path / "config.json").read_text())
+    (path / "manifest.json").unlink()
     for change, message in (
         ({"input_spec": SPECS["input_spec"][:1]}, "takes the input 'y'"),
         ({"output_spec": [{"name": "no", "dtype": "float32", "shape": [None]}]}, "output 'no'"),
     ):
-        refused(
-            ingot.ModelError,
-            message,
-            out,
-            lambda change=change: ingot.create_tensorflow_package(
-                out / "bad", "saved", **{**SPECS, **change}, saved_model_dir=folder
-            ),
-        )
+        (path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ingot.ModelError, match=message):
+            ingot.load(path)
 
 
 def test_torchscript_takes_exactly_one_source_and_has_no_0_config(work: Path) -> None:
@@ -824,13 +832,17 @@ def test_neuropod_s_loader_runs_every_kind_of_python_package(package: Path, work
     )
     tensors = {"inputs": SPECS["input_spec"], "outputs": SPECS["output_spec"]}
     models: dict[str, dict[str, Any]] = {
-        "kwargs": {"framework": "torch", "entrypoint": "net:build", "kwargs": {"scale": 4.0}},
         "safetensors": {
             "framework": "torch",
             "entrypoint": "net:build",
             "weights": "double.safetensors",
         },
-        "checkpoint": {"framework": "torch", "entrypoint": "net:build", "weights": "triple.pt"},
+        "checkpoint": {
+            "framework": "torch",
+            "entrypoint": "net:build",
+            "weights": "triple.pt",
+            "kwargs": {"offset": 7.0},
+        },
         "positional": {"framework": "torch", "entrypoint": "net:Positional"},
         "callable": {"framework": "python", "entrypoint": "plain:build", "kwargs": {"offset": 5}},
     }
@@ -852,10 +864,10 @@ def test_neuropod_s_loader_runs_every_kind_of_python_package(package: Path, work
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    scales = {"safetensors": 2, "checkpoint": 3, "kwargs": 4}
+    scales, offsets = {"safetensors": 2, "checkpoint": 3}, {"callable": 5, "checkpoint": 7}
     for name, outputs in json.loads(process.stdout).items():
-        offset = 5 if name == "callable" else 0
-        expected = [scales.get(name, 1) * x + y + offset for x, y in zip((2, 3, 4), (10, 20, 30))]
+        scale, offset = scales.get(name, 1), offsets.get(name, 0)
+        expected = [scale * x + y + offset for x, y in ((2, 10), (3, 20), (4, 30))]
         assert outputs == {"out": expected}, name
         with ingot.load(paths[name], trust_code=True) as loaded:
             found = loaded.infer({"x": np.array([2, 3, 4], np.float32), "y": Y})

@@ -14,15 +14,15 @@ import numpy as np
 
 
 def get_model(data_root):
-    with open(os.path.join(data_root, os.pardir, "config.json")) as file:
-        config = json.load(file)
-    settings = config["ingot"]
+    with open(os.path.join(os.path.dirname(os.path.normpath(data_root)), "config.json")) as file:
+        settings = json.load(file)["ingot"]
     module_name, _, attribute = settings["entrypoint"].partition(":")
     entrypoint = _import(module_name)
     for part in attribute.split("."):
         entrypoint = getattr(entrypoint, part)
-    arguments = [data_root] if wants_data_root(entrypoint) else []
-    model = entrypoint(*arguments, **settings.get("kwargs", {}))
+    kwargs = settings.get("kwargs", {})
+    arguments = [data_root] if wants_data_root(entrypoint, kwargs) else []
+    model = entrypoint(*arguments, **kwargs)
     if settings.get("weights"):
         _load_weights(model, os.path.join(data_root, settings["weights"]))
     return _NamedModel(model, settings)
@@ -38,10 +38,11 @@ def _import(name):
     return importlib.import_module(name)
 
 
-def wants_data_root(entrypoint):
+def wants_data_root(entrypoint, kwargs=()):
     """Whether an entry point takes the folder of its data as first argument.
 
-    It does when its first parameter has no default, is called data_root, or is *args.
+    It does when its first parameter is called data_root, or is *args of a function, or has no default
+    and is not among the keyword arguments. A class may inherit *args from torch.nn.Module.
     """
     try:
         parameters = list(inspect.signature(entrypoint).parameters.values())
@@ -50,10 +51,14 @@ def wants_data_root(entrypoint):
     if not parameters:
         return False
     first = parameters[0]
-    if first.kind is first.VAR_POSITIONAL or first.name == "data_root":
-        return True
+    if first.name in kwargs:
+        return False
+    if first.kind is first.VAR_POSITIONAL:
+        return not inspect.isclass(entrypoint)
     positional = (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
-    return first.kind in positional and first.default is first.empty
+    return first.kind in positional and (
+        first.default is first.empty or first.name == "data_root"
+    )
 
 
 def _load_weights(model, path):

@@ -1,0 +1,275 @@
+"""``package``, ``inspect`` and ``verify`` as a user sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import INPUTS, onnx_add, python_add, torch_scale, write
+
+import ingot
+
+
+def test_a_package_is_the_same_bytes_whatever_the_time_and_place(tmp_path: Path) -> None:
+    packages = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        spec = torch_scale(folder)
+        for file in folder.iterdir():
+            os.utime(file, (time.time() - 1000 * len(packages),) * 2)
+        packages.append(ingot.package(spec, folder / "out.ingot").path.read_bytes())
+    assert packages[0] == packages[1]
+
+
+def test_only_what_the_entry_point_imports_is_packaged(tmp_path: Path) -> None:
+    spec = torch_scale(tmp_path)
+    write(tmp_path / "unrelated.py", "1 / 0\n")
+    path = ingot.package(spec, tmp_path / "out.ingot").path
+    with zipfile.ZipFile(path) as archive:
+        code = [name for name in archive.namelist() if name.startswith("0/code/")]
+        weights = archive.getinfo("0/data/net.safetensors")
+    assert code == [
+        "0/code/__init__.py",
+        "0/code/ingot_entry.py",
+        "0/code/layers.py",
+        "0/code/net.py",
+    ]
+    assert weights.compress_type == zipfile.ZIP_STORED
+
+
+def test_a_whole_root_can_be_packaged_but_not_around_the_package(tmp_path: Path) -> None:
+    spec = python_add(tmp_path / "code")
+    write(tmp_path / "code" / "data" / "table.txt", "hello")
+    write(tmp_path / "code" / "old.pyc", "stale")
+    root = "model.code_path_spec=[{python_root: ., dirs_to_package: ['']}]"
+    with pytest.raises(ingot.UsageError, match="below python_root .*, whose code goes into it"):
+        ingot.package(spec, tmp_path / "code" / "out.ingot", overrides=[root])
+    path = ingot.package(spec, tmp_path / "out", overrides=[root], as_directory=True).path
+    code = sorted(p.relative_to(path / "0/code").as_posix() for p in (path / "0/code").rglob("*"))
+    assert "data/table.txt" in code
+    assert "data/__init__.py" in code
+    assert "old.pyc" not in code
+
+
+def test_data_files_reach_the_entry_point_before_and_after_packaging(tmp_path: Path) -> None:
+    write(tmp_path / "offset.txt", "40")
+    write(
+        tmp_path / "add.py",
+        """
+        from pathlib import Path
+
+        import numpy as np
+
+        def build(data_root):
+            offset = np.float32((Path(data_root) / "tables" / "offset").read_text())
+            return lambda x: x + offset
+        """,
+    )
+    np.savez(tmp_path / "in.npz", x=np.ones(1, np.float32))
+    spec = write(
+        tmp_path / "add.yaml",
+        """
+        name: add
+        model:
+          framework: python
+          entrypoint: add:build
+          data_paths: [{path: offset.txt, packaged_name: tables/offset}]
+        inputs: [{name: x, dtype: float32, shape: [n]}]
+        outputs: [{name: out, dtype: float32, shape: [n]}]
+        test: {inputs: in.npz}
+        """,
+    )
+    path = ingot.package(spec, tmp_path / "add.ingot").path
+    for model in (spec, path):
+        with ingot.load(model, trust_code=True) as loaded:
+            assert loaded.infer({"x": np.full(1, 2, np.float32)})["out"].tolist() == [42]
+
+
+def test_a_problem_is_shared(tmp_path: Path) -> None:
+    onnx_add(tmp_path / "add.onnx")
+    np.savez(tmp_path / "in.npz", **INPUTS)
+    write(
+        tmp_path / "problem.yaml",
+        """
+        inputs:
+          - {name: x, dtype: float32, shape: [n]}
+          - {name: y, dtype: float32, shape: [n]}
+        outputs: [{name: out, dtype: float32, shape: [n]}]
+        test: {inputs: in.npz}
+        """,
+    )
+    model = "name: add\nproblem: problem.yaml\nmodel: {framework: onnx, file: add.onnx}\n"
+    result = ingot.package(write(tmp_path / "add.yaml", model), tmp_path / "add.ingot")
+    assert result.golden == "recorded"
+
+
+@pytest.mark.parametrize("container", ["zip", "directory"])
+def test_inspect_and_verify(container: str, tmp_path: Path, ingot_cli) -> None:
+    spec = torch_scale(tmp_path)
+    flags = ["--dir"] if container == "directory" else []
+    made = json.loads(ingot_cli("package", spec, "-o", "out", "--json", *flags).stdout)
+    assert made["golden"] == "recorded"
+    found = json.loads(ingot_cli("inspect", "out", "--json").stdout)
+    assert found["container"] == container
+    assert found["framework"] == "torch"
+    assert found["platform"] == "python"
+    assert found["path"] == made["path"] == str(tmp_path / "out")
+    assert found["inputs"] == made["inputs"]
+    assert found["golden"]["outputs"] == {"out": {"dtype": "float32", "shape": [5]}}
+    assert found["provenance"]["spec"]["file"] == "scale.yaml"
+    assert found["provenance"]["created_by"] == f"ingot {ingot.__version__}"
+    assert {"config.json", "manifest.json"} <= {entry["name"] for entry in found["files"]}
+    for name in ("out", "scale"):
+        assert name in ingot_cli("inspect", "out").stdout
+    process = ingot_cli("verify", "out", "--trust-code", "--json")
+    document = json.loads(process.stdout)
+    assert (process.returncode, document["passed"]) == (0, True)
+    assert [(check["name"], check["status"]) for check in document["checks"]] == [
+        (name, "pass") for name in ("archive", "config", "layout", "hashes", "golden")
+    ]
+    process = ingot_cli("verify", "out", "--no-golden")
+    assert process.returncode == 0
+    assert "SKIP  golden" in process.stdout
+    assert "out: verified" in process.stdout
+
+
+def test_verify_notices_a_model_that_computes_something_else(tmp_path: Path, ingot_cli) -> None:
+    """Weights and manifest are changed together, so that only the golden data tells."""
+    import hashlib
+
+    import torch
+    from safetensors.torch import save_file
+
+    path = ingot.package(torch_scale(tmp_path), tmp_path / "out", as_directory=True).path
+    weights = path / "0" / "data" / "net.safetensors"
+    save_file({"scale.factor": torch.tensor(3.5)}, weights)
+    manifest = json.loads((path / "manifest.json").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    manifest["files"]["0/data/net.safetensors"] = digest
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    process = ingot_cli("verify", "out", "--trust-code")
+    assert process.returncode == 4
+    assert "FAIL  golden" in process.stdout
+    assert "largest absolute difference 2 at [4]" in " ".join(process.stdout.split())
+
+
+def test_verify_survives_a_model_that_kills_its_process(tmp_path: Path, ingot_cli) -> None:
+    write(
+        tmp_path / "code" / "main.py",
+        """
+        import os
+        import signal
+
+        def get_model(data_root):
+            def model(x):
+                if x[0] < 0:
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                return {"out": x}
+
+            return model
+        """,
+    )
+    arguments = {
+        "code_path_spec": [{"python_root": tmp_path / "code", "dirs_to_package": [""]}],
+        "entrypoint_package": "main",
+        "entrypoint": "get_model",
+    }
+    tensors = [{"name": "x", "dtype": "float32", "shape": ["n"]}]
+    outputs = [{"name": "out", "dtype": "float32", "shape": ["n"]}]
+    with pytest.raises(ingot.ModelError, match="was ended by SIGSEGV"):
+        ingot.create_python_package(
+            tmp_path / "bad",
+            "bad",
+            tensors,
+            outputs,
+            test_input_data={"x": np.full(1, -1, np.float32)},
+            **arguments,
+        )
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_model_that_prints_does_not_disturb(tmp_path: Path, ingot_cli) -> None:
+    spec = python_add(tmp_path)
+    text = (tmp_path / "add.py").read_text()
+    (tmp_path / "add.py").write_text("print('importing')\n" + text)
+    np.savez(tmp_path / "in.npz", **INPUTS)
+    process = ingot_cli("package", spec, "--json", "--set", "test.inputs=in.npz")
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["golden"] == "recorded"
+
+
+# --- requirements ----------------------------------------------------------------------------
+
+
+def lock_package(tmp_path: Path, lock: str) -> Path:
+    (tmp_path / "requirements.lock").write_text(lock)
+    spec = python_add(tmp_path)
+    overrides = ["model.requirements_lock=requirements.lock"]
+    return ingot.package(spec, tmp_path / "locked.ingot", overrides=overrides, force=True).path
+
+
+def test_a_lock_that_fits_and_one_that_does_not(tmp_path: Path, ingot_cli) -> None:
+    arguments = ("--trust-code", "-i", "x=[1]", "-i", "y=[2]")
+    path = lock_package(tmp_path, f"# pinned\nnumpy=={np.__version__}\n")
+    assert ingot_cli("infer", path, *arguments).returncode == 0
+    path = lock_package(tmp_path, "numpy==1.0.0\nno-such-thing==1.2\n")
+    process = ingot_cli("infer", path, *arguments)
+    assert process.returncode == 6
+    assert f"numpy is {np.__version__}, locked is 1.0.0 (and 1 more)" in process.stderr
+    assert "--ignore-lock" in process.stderr
+    assert ingot_cli("infer", path, *arguments, "--ignore-lock").returncode == 0
+    process = ingot_cli("inspect", path, "--requirements")
+    assert process.stdout == "numpy==1.0.0\nno-such-thing==1.2\n"
+    process = ingot_cli("verify", path, "--trust-code")
+    assert process.returncode == 6
+    assert "SKIP  golden" in process.stdout or "golden" in process.stdout
+
+
+def test_a_lock_that_is_no_lock(tmp_path: Path) -> None:
+    with pytest.raises(ingot.PackageError, match=r"found 'numpy>=1'; expected name==version"):
+        lock_package(tmp_path, "numpy>=1\n")
+
+
+@pytest.mark.slow
+def test_requirements_are_compiled_into_a_lock(tmp_path: Path) -> None:
+    from ingot.packagers.lock import compile_requirements
+
+    try:
+        lock = compile_requirements(["click>=8.1,<9", "# a comment", ""])
+    except ingot.ModelError as error:
+        pytest.skip(f"no package index: {error}")
+    lines = [line for line in lock.splitlines() if not line.startswith("#")]
+    assert any(line.startswith("click==8.") for line in lines)
+    with pytest.raises(ingot.ModelError, match="requirements: pip cannot resolve them"):
+        compile_requirements("click==0.0.0.1")
+
+
+# --- semver ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "fits"),
+    [
+        ("*", "1.0", True),
+        ("^2.1.0", "2.13.0+cpu", True),
+        ("^2.1.0", "3.0.0", False),
+        ("~1.2", "1.3.0", False),
+        (">=1.2 <2 || 3.x", "3.4.5", True),
+        (">=2.13.0", "2.13.0.dev20260101", True),
+        (">=1", "not.a.version", False),
+    ],
+)
+def test_version_ranges(wanted: str, installed: str, fits: bool) -> None:
+    from ingot.runtime.requirements import check_platform_version
+
+    if fits:
+        check_platform_version(wanted, "torch", installed, "m")
+    else:
+        with pytest.raises((ingot.ModelError, ValueError)):
+            check_platform_version(wanted, "torch", installed, "m")
