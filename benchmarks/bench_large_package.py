@@ -1,11 +1,12 @@
 """Packages and verifies a gigabyte of weights: peak memory and time, against copying and hashing.
 
 Memory is the peak of the process that runs ``ingot package`` or ``ingot verify``, less that of a
-Python that imports nothing; the processes that load the model, before and after packaging, to test
-it are not counted, in memory or in time (a row without a target adds their time). Packaging may take 1.5 times, verifying 1.2 times, what the standard library
-needs for the same bytes: to copy the file, sync it (Ingot syncs its package as well) and hash it
-with ``hashlib.file_digest``, and only to hash it. Verifying is measured twice: as the command
-``ingot verify --no-golden``, whose start is counted, and as a call in a warm process.
+Python that imports nothing. The processes that load the model to test it, before and after
+packaging, are not counted, in memory or in time; a row without a target adds their time. Packaging
+may take 1.5 times, verifying 1.2 times, what the standard library needs for the same bytes: to copy
+the file, sync it (Ingot syncs its package as well) and hash it with ``hashlib.file_digest``, and
+only to hash it. Verifying is measured twice: as the command ``ingot verify --no-golden``, whose
+start is counted, and as a call in a warm process.
 
 Set ``INGOT_BENCH_BYTES`` for another size. It takes about five times that in the temporary folder.
 """

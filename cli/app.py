@@ -15,7 +15,7 @@ import click
 
 from .. import __version__
 from ..errors import IngotError
-from .options import Settings
+from .options import Settings, echo_error
 
 COMMANDS = {
     "infer": ("infer", "Run a model on inputs from the shell or files."),
@@ -129,6 +129,8 @@ def _usage(error: click.ClickException, settings: Settings) -> int:
     hint = None
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"{error.ctx.command_path} --help"
+        if isinstance(error, click.NoSuchOption) and error.ctx.command is cli:
+            hint = "options follow the command; " + hint
     return _report(error, message, hint, error.exit_code, settings)
 
 
@@ -141,9 +143,9 @@ def _report(
 
         traceback.print_exception(error, file=sys.stderr)
     message = " ".join(message.split())
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    echo_error(f"{click.style('error:', fg='red', bold=True)} {message}")
     if hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
+        echo_error(f"{click.style('hint:', fg='cyan')} {hint}")
     if settings.json:
         details: dict[str, Any] = {
             "type": type(error).__name__,

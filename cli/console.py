@@ -21,11 +21,27 @@ if TYPE_CHECKING:
 _STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 
 
+_PIPED_WIDTH = 100
+_LARGE = 64 << 20
+"""Hashing fewer bytes than this takes too short a time for a bar to be read."""
+
+
 def _console(stderr: bool = False) -> Console:
-    # Piped output is not cut to a width that nobody sees.
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 100
-    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=False, markup=False)
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
+    return Console(stderr=stderr, highlight=False, width=width, markup=False)
+
+
+def _print(table: Table) -> None:
+    """Print a table; without the blanks that fill its lines where no terminal shows them."""
+    console = _console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def _fields() -> Table:
@@ -75,7 +91,7 @@ def print_package(result: PackageResult) -> None:
     table.add_row("golden data", golden[result.golden])
     table.add_row("size", human_size(result.size_bytes))
     table.add_row("sha256", result.sha256)
-    _console().print(table)
+    _print(table)
 
 
 def print_infer(result: InferResult, to_stdout: bool) -> None:
@@ -102,7 +118,6 @@ def print_infer(result: InferResult, to_stdout: bool) -> None:
 
 def print_description(description: Mapping[str, Any]) -> None:
     """Print what ``inspect`` found."""
-    console = _console()
     table = _fields()
     table.add_row(description["kind"], description["path"])
     platform = description.get("platform", description["framework"])
@@ -121,9 +136,9 @@ def print_description(description: Mapping[str, Any]) -> None:
         table.add_row("sha256", description["sha256"])
     if description["kind"] == "package":
         _add_package_fields(table, description)
-    console.print(table)
+    _print(table)
     if description.get("files"):
-        console.print(_files(description["files"]))
+        _print(_files(description["files"]))
 
 
 def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
@@ -143,7 +158,8 @@ def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
         table.add_row("requirements", f"{len(pins)} locked")
     golden = description["golden"]
     if golden is None:
-        table.add_row("golden data", "none that may be read")
+        unread = description["golden_file"]
+        table.add_row("golden data", f"{unread}, a pickle: not read" if unread else "none")
     else:
         names = [*golden["inputs"], "->", *golden["outputs"]]
         tolerance = f"rtol {golden['rtol']:g}, atol {golden['atol']:g}"
@@ -187,7 +203,7 @@ def print_checks(result: VerifyResult) -> None:
     for check in result.checks:
         status = Text(check.status.upper(), style=_STYLES[check.status])
         table.add_row(status, check.name, check.message)
-    _console().print(table)
+    _print(table)
     verdict = "verified" if result.exit_code == 0 else "NOT verified"
     click.echo(f"{result.path}: {verdict}")
 
@@ -199,13 +215,24 @@ def hash_progress(settings: Settings) -> Iterator[Callable[[int, int], None] | N
     if settings.verbosity < 0 or not console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("hashing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("hashing", total=None)
+        tasks: list[TaskID] = []
 
         def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            if total < _LARGE:
+                return
+            if not tasks:
+                tasks.append(bar.add_task("hashing", total=total))
+            bar.update(tasks[0], completed=done)
 
         yield advance

@@ -9,7 +9,7 @@ from .options import Settings, common_options, force_option, trust_options
 
 @click.command(
     "infer",
-    epilog="Example: ingot infer add.ingot -i x='[1, 2]' -i y=@y.json --output out",
+    epilog="Example: ingot infer add.ingot -i x='[1, 2]' -i y=@y.json -o out.npz",
 )
 @click.argument("model", type=click.Path())
 @click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -49,9 +49,8 @@ class Settings:
             logger.removeHandler(handler)
         logger.propagate = False
         logger.setLevel(logging.DEBUG)
-        terminal = logging.StreamHandler(sys.stderr)
+        terminal = _TerminalHandler()
         terminal.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(self.verbosity, logging.DEBUG))
-        terminal.setFormatter(_TerminalFormatter())
         logger.addHandler(terminal)
         if self.log_file is not None:
             try:
@@ -64,12 +63,17 @@ class Settings:
             logger.addHandler(file)
 
 
-class _TerminalFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+class _TerminalHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno >= logging.WARNING:
-            return f"{click.style('warning:', fg='yellow')} {message}"
-        return message
+            message = f"{click.style('warning:', fg='yellow')} {message}"
+        echo_error(message)
+
+
+def echo_error(message: str) -> None:
+    """Print a line to stderr; colours are dropped when it is no terminal, or NO_COLOR is set."""
+    click.echo(message, err=True, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def common_options(function: Function) -> Function:

@@ -58,6 +58,7 @@ def requirements(model: str | Path) -> str:
 
 def _package(package: Package) -> dict[str, Any]:
     from ..runtime.config import FORMAT_VERSION
+    from ..runtime.package import GOLDEN_FILES
 
     config, reader = package.config, package.reader
     manifest = reader.manifest
@@ -83,6 +84,7 @@ def _package(package: Package) -> dict[str, Any]:
         "custom_ops": list(config.custom_ops),
         "runs_code": package.runs_code(),
         "requirements": None if package.lock is None else package.lock.splitlines(),
+        "golden_file": next((name for name in GOLDEN_FILES if reader.has(name)), None),
         "golden": None
         if golden is None
         else {

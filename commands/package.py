@@ -98,10 +98,12 @@ def package(
     }
     golden = _golden_arguments(model_spec)
     arguments |= golden
+    digests: list[str] = []
+    arguments["on_finished"] = digests.append
     report(f"packaging {model_spec.name} ({model_spec.model.framework}) as {target}")
     path = _PACKAGERS[model_spec.model.framework](target, model_spec, arguments)
     given = "given" if golden.get("test_expected_out") is not None else "recorded"
-    return _describe(path, given if golden else None)
+    return _describe(path, digests[0], given if golden else None)
 
 
 def _silent(line: str) -> None:
@@ -273,18 +275,12 @@ _PACKAGERS: Mapping[str, Callable[[Path, ModelSpec, dict[str, Any]], Path]] = {
 }
 
 
-def _describe(path: Path, golden: str | None) -> PackageResult:
+def _describe(path: Path, digest: str, golden: str | None) -> PackageResult:
     from ..runtime.package import Package
 
     with Package(path, check_hashes=False) as opened:
         config = opened.config
-        if opened.reader.is_directory:
-            size = opened.reader.total_size
-            digest = hashlib.sha256(opened.reader.read_bytes("manifest.json")).hexdigest()
-        else:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = opened.reader.total_size if opened.reader.is_directory else path.stat().st_size
     return PackageResult(
         path, config.name, config.platform, size, digest, config.inputs, config.outputs, golden
     )

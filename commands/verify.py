@@ -90,7 +90,7 @@ def verify(
     path = Path(package).expanduser()
     kind = detect(path)
     if kind != "package":
-        raise ModelError(f"{path}: found a {kind}; expected a package")
+        raise ModelError(f"{path}: found a model or spec ({kind}); expected a package")
     with Package(path, check_hashes=False) as opened:
         reader = opened.reader
         container = "directory" if reader.is_directory else "zip"
@@ -134,7 +134,7 @@ def _hashes(package: Package, progress: Callable[[int, int], None] | None) -> Ch
 def _golden(
     package: Package, wanted: bool, failed: bool, trust_code: bool, ignore_lock: bool
 ) -> Check:
-    from ..runtime.golden import NEUROPOD_GOLDEN_FILE
+    from ..runtime.package import NEUROPOD_GOLDEN_FILE
 
     if not wanted:
         return Check("golden", SKIP, "not asked for (--no-golden)")
@@ -155,7 +155,7 @@ def _golden(
         )
     except (UntrustedCodeError, MissingDependencyError) as error:
         # What was not run has neither passed nor failed, but must not look like success.
-        hint = f" ({error.hint})" if error.hint else ""
+        hint = f"; {error.hint}" if error.hint else ""
         return Check("golden", SKIP, error.message + hint, error.exit_code)
     except IngotError as error:
         return Check("golden", FAIL, error.message, CheckError.exit_code)

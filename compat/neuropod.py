@@ -289,7 +289,7 @@ def _cast_exactly(array: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, An
     """Return integers as floats, or unchanged where one of them would be rounded."""
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
-    # Rounding up can leave the range of the integer type, and casting such a float back is undefined.
+    # Rounding up can leave the range of the integer type; casting such a float back is undefined.
     limits = np.iinfo(array.dtype)
     wide = cast.astype(np.float64)
     inside = (wide >= float(limits.min)) & (wide < float(limits.max) + 1.0)

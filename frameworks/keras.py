@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,19 +82,18 @@ class KerasModel(Model):
         self.version = keras.__version__
         self._label = source.label
         self._keras = keras
-        self._structure = native.input
+        self._structure = _structure(native, "input", source.label)
         flat = keras.tree.flatten(self._structure)
         mapping = {
             node.removesuffix(":0"): name for name, node in (source.node_name_mapping or {}).items()
         }
         self._feed_names = [mapping.get(value.name, value.name) for value in flat]
-        self._output_names = [mapping.get(name, name) for name in output_names(native)]
+        returned = _structure(native, "output", source.label)
+        self._output_names = [mapping.get(name, name) for name in output_names(native, returned)]
         inputs = [_spec(name, value) for name, value in zip(self._feed_names, flat, strict=True)]
         outputs = [
             _spec(name, value)
-            for name, value in zip(
-                self._output_names, keras.tree.flatten(native.output), strict=True
-            )
+            for name, value in zip(self._output_names, keras.tree.flatten(returned), strict=True)
         ]
         self.inputs, self.outputs = require_specs(source, inputs, outputs)
         self._call = self._compile(options)
@@ -143,12 +141,30 @@ class KerasModel(Model):
         return decode_strings(array) if array.dtype.kind in "OS" else array
 
 
-def output_names(model: Any) -> list[str]:
+def _structure(model: Any, kind: str, label: str) -> Any:
+    """Return the symbolic inputs or outputs of a model, in the structure in which it takes them.
+
+    Raises:
+        ModelError: it has none yet: a subclassed model, or one that was never built.
+    """
+    tensors = getattr(model, f"{kind}s", None)
+    if not tensors:
+        raise ModelError(
+            f"{label}: the Keras model {model.name!r} has no defined {kind}s",
+            hint="make it a functional model: keras.Model(x, layer(x)) with x = keras.Input(...)",
+        )
+    try:
+        return getattr(model, kind)
+    except (AttributeError, ValueError):  # a Sequential model, which has exactly one
+        return tensors[0]
+
+
+def output_names(model: Any, structure: Any) -> list[str]:
     """Return the name of each output, in the order in which the model's structure flattens."""
-    if isinstance(model.output, Mapping):
-        return [str(name) for name in sorted(model.output)]
+    if isinstance(structure, Mapping):
+        return [str(name) for name in sorted(structure)]
     names = getattr(model, "output_names", None)
-    return [str(name) for name in names] if names else [value.name for value in [model.output]]
+    return [str(name) for name in names] if names else [structure.name]
 
 
 def _spec(name: str, value: Any) -> TensorSpec:

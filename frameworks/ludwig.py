@@ -42,7 +42,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
         predict = load_model(str(source.path))
     except Exception as error:
         raise ModelError(f"{source.label}: Ludwig cannot load it: {first_line(error)}") from error
-    # What else Ludwig returns (probabilities, say) may be named in a spec: only a run tells all of it.
+    # A spec may name what else Ludwig returns (probabilities, say); only a run tells all of it.
     found = outputs if source.outputs is None else source.outputs
     return _LudwigModel(source, predict, *require_specs(source, inputs, found))
 
@@ -70,10 +70,10 @@ def require_ludwig(label: str) -> None:
 def read_specs(directory: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Read the inputs and outputs of a Ludwig model from the files that it wrote.
 
-    Each column of the data set that a feature reads is a one-dimensional input of that name, of shape
+    Each column of the data set that a feature reads is an input of that name and of shape
     ``(batch_size,)``: numbers are float32, binary features bool (or strings, where the column held
-    strings such as ``yes``), and all others strings, as they would stand in a CSV. Each output feature
-    gives its predictions, likewise; those of a vector or a time series are float32
+    strings such as ``yes``), and all others strings, as they would stand in a CSV. Each output
+    feature gives its predictions, likewise; those of a vector or a time series are float32
     ``(batch_size, any)``, and those of several labels or tokens one string, joined by spaces.
 
     Raises:

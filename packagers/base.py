@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +15,12 @@ import numpy as np
 
 from .. import __version__
 from ..errors import CheckError, InputError, UsageError
-from ..frameworks import ModelSource, installed_version
+from ..frameworks import REGISTRY, ModelSource, installed_version
 from ..runtime.archive import PackageWriter
 from ..runtime.child import SourceRun, check_package, run_source
 from ..runtime.config import DEVICES, FORMAT_VERSION, PackageConfig, dump_json
-from ..runtime.golden import DEFAULT_ATOL, DEFAULT_RTOL, GOLDEN_FILE, Golden, refuse_nan
+from ..runtime.golden import DEFAULT_ATOL, DEFAULT_RTOL, Golden, refuse_nan
+from ..runtime.package import GOLDEN_FILE
 from ..runtime.validation import TensorChecker
 from ..specs import TensorSpec, parse_tensor_specs
 
@@ -43,6 +46,7 @@ class PackageArguments(TypedDict, total=False):
     force: bool
     license: str | None
     provenance: Mapping[str, Any]
+    on_finished: Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class PackageOptions:
         force: replace an existing output.
         license: SPDX expression.
         provenance: what else to record about the origin of the package (JSON values).
+        on_finished: called with the sha256 of the finished package (:func:`package_sha256`).
     """
 
     platform_version_semver: str = "*"
@@ -80,6 +85,7 @@ class PackageOptions:
     force: bool = False
     license: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    on_finished: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         if self.test_expected_out is not None and self.test_input_data is None:
@@ -116,6 +122,7 @@ class PackageBuilder:
             raise UsageError(f"model_name: found {model_name!r}; expected a name")
         self.name = model_name
         self.platform = platform
+        self.sha256 = ""
         self._writer = PackageWriter(
             self.path,
             as_directory=not self.options.package_as_zip,
@@ -138,7 +145,7 @@ class PackageBuilder:
 
     def _add_custom_ops(self) -> tuple[Path, ...]:
         paths = tuple(Path(path).expanduser() for path in self.options.custom_ops)
-        self._writer.add_directory("0/ops")
+        self.add_directory("0/ops")
         for path in paths:
             self.add_file(f"0/ops/{path.name}", path)
         return paths
@@ -154,6 +161,10 @@ class PackageBuilder:
     def add_bytes(self, name: str, data: bytes) -> None:
         """Add a file that is made here."""
         self._writer.add_bytes(name, data)
+
+    def add_directory(self, name: str) -> None:
+        """Add a folder, which may stay empty."""
+        self._writer.add_directory(name)
 
     def add_tree(self, name: str, folder: Path) -> None:
         """Add a folder with everything below it."""
@@ -191,7 +202,7 @@ class PackageBuilder:
         options = self.options
         extras: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
-            "provenance": self._provenance(),
+            "provenance": self._provenance(source),
         }
         if options.license:
             extras["license"] = options.license
@@ -214,15 +225,22 @@ class PackageBuilder:
         )
         self.add_bytes("config.json", config.to_json())
         written = self._writer.write()
-        # The lock is for the environment that serves the model, which may not be this one.
-        differences = check_package(written, golden, label=str(self.path), ignore_lock=True)
+        # Hashed while the other process runs the model, so that it takes no time of its own.
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(package_sha256, written)
+            # The lock is for the environment that serves the model, which may not be this one.
+            differences = check_package(written, golden, label=str(self.path), ignore_lock=True)
+            self.sha256 = digest.result()
         if differences:
             more = f" (and {len(differences) - 1} more outputs)" if len(differences) > 1 else ""
             raise CheckError(
                 f"{self.path}: not written, because the package does not reproduce its golden"
                 f" data: {differences[0].message}{more}"
             )
-        return self._writer.commit()
+        path = self._writer.commit()
+        if options.on_finished is not None:
+            options.on_finished(self.sha256)
+        return path
 
     def _golden(
         self,
@@ -250,7 +268,7 @@ class PackageBuilder:
             inputs = ran.inputs if inputs is None else inputs
             outputs = ran.outputs if outputs is None else outputs
             untold = (input_spec is None and not inputs) or (output_spec is None and not outputs)
-            if untold:
+            if untold or any(spec.dtype is None for spec in (*inputs, *outputs)):
                 raise UsageError(
                     f"{label}: the model does not say what it takes and returns",
                     hint="describe its inputs and outputs in a spec",
@@ -283,12 +301,21 @@ class PackageBuilder:
                     f" expected CPU or GPU for one of {', '.join(names)}"
                 )
 
-    def _provenance(self) -> dict[str, Any]:
-        version = installed_version(self.platform)
+    def _provenance(self, source: ModelSource | None) -> dict[str, Any]:
+        framework = self.platform if source is None else source.framework
+        version = installed_version(framework)
         found: dict[str, Any] = {"created_by": f"ingot {__version__}"}
         if version is not None:
-            found["framework"] = {"name": self.platform, "version": version}
+            distributions = REGISTRY[framework].distributions
+            name = distributions[0] if distributions else framework
+            found["framework"] = {"name": name, "version": version}
         return found | dict(self.options.provenance)
+
+
+def package_sha256(path: Path) -> str:
+    """Return the sha256 of a zip, or of the ``manifest.json`` of a directory, which covers it."""
+    with (path / "manifest.json" if path.is_dir() else path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parsed(specs: TensorSpecs | None, key: str) -> tuple[TensorSpec, ...] | None:

@@ -50,13 +50,13 @@ def create_keras_package(
         CheckError: the package's outputs differ from the expected ones; nothing is written.
         IngotError: the model cannot be saved or read, or the package not be written.
     """
-    exactly_one(model=model, model_path=model_path)
     if platform not in ("keras", "tensorflow"):
         raise UsageError(f"platform: found {platform!r}; expected keras or tensorflow")
     with (
         PackageBuilder(path, model_name, platform, arguments) as builder,
         tempfile.TemporaryDirectory(prefix="ingot-") as folder,
     ):
+        exactly_one(model=model, model_path=model_path)
         source = ModelSource(
             "keras",
             str(model_path or model_name),

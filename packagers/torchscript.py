@@ -40,11 +40,11 @@ def create_torchscript_package(
         CheckError: the package's outputs differ from the expected ones; nothing is written.
         IngotError: the file is no TorchScript, or the package cannot be written.
     """
-    exactly_one(module=module, module_path=module_path)
     with (
         PackageBuilder(path, model_name, "torchscript", arguments) as builder,
         tempfile.TemporaryDirectory(prefix="ingot-") as folder,
     ):
+        exactly_one(module=module, module_path=module_path)
         if module_path is None:
             file, label = Path(folder, "model.pt"), model_name
             _save(module, file)

@@ -60,13 +60,12 @@ def run_source(source: ModelSource, inputs: Mapping[str, Array] | None) -> Sourc
             request["outputs"] = str(Path(folder, "outputs.npz"))
             Path(request["inputs"]).write_bytes(dump_npz(inputs))
         answer = _ask(request, folder, source.label)
-        outputs = parse_tensor_specs(_without_unknown(answer["outputs"]), "outputs")
+        outputs = _unpack_specs(answer["outputs"])
         arrays = {}
         if inputs is not None:
             read = read_npz(Path(request["outputs"]), source.label)
             arrays = {name: restore_dtype(array, name, outputs) for name, array in read.items()}
-        found = parse_tensor_specs(_without_unknown(answer["inputs"]), "inputs")
-        return SourceRun(found, outputs, arrays)
+        return SourceRun(_unpack_specs(answer["inputs"]), outputs, arrays)
 
 
 def check_package(
@@ -117,7 +116,8 @@ def onnx_external_data(path: Path) -> list[str]:
 
 def _ask(request: Mapping[str, Any], folder: str, label: str) -> dict[str, Any]:
     answer_file = Path(folder, "answer.json")
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    # What a process that dies has left in its temporary folder goes with ours.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": folder}
     process = subprocess.run(
         # -P: a torch.py in the user's current folder must not be taken for the framework.
         [sys.executable, "-P", "-m", "ingot.runtime.child", str(answer_file)],
@@ -184,9 +184,17 @@ def _unpack_source(packed: dict[str, Any]) -> ModelSource:
     return ModelSource(**packed)
 
 
-def _without_unknown(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop tensors of which a bare file does not tell dtype or shape: a package needs both."""
-    return [entry for entry in entries if entry["dtype"] is not None and entry["shape"] is not None]
+def _unpack_specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Rebuild specs; unlike those of a file, they may lack dtype and shape (a bare TorchScript)."""
+    return tuple(
+        TensorSpec(
+            entry["name"],
+            entry["dtype"],
+            None if entry["shape"] is None else tuple(entry["shape"]),
+            entry.get("optional", False),
+        )
+        for entry in entries
+    )
 
 
 def _unpack_error(packed: Mapping[str, Any]) -> IngotError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from ..errors import ModelError
+from ..errors import ModelError, SpecError
 from ..frameworks import ModelSource
 
 SPEC_SUFFIXES = (".yaml", ".yml", ".json", ".toml")
@@ -23,7 +23,8 @@ def detect(path: Path) -> str:
         ModelError: nothing is there, or nothing that Ingot knows.
     """
     if not path.exists():
-        raise ModelError(f"{path}: no such file or folder")
+        message = f"{path}: no such file or folder"
+        raise SpecError(message) if is_spec(path) else ModelError(message)
     if path.is_dir():
         return _detect_folder(path)
     if is_spec(path):

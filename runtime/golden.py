@@ -16,12 +16,6 @@ from ..errors import InputError, PackageError
 from ..specs.dtypes import numpy_dtype
 from ..specs.tensors import TensorSpec, format_shape
 
-GOLDEN_FILE = "test_data.npz"
-"""Golden data in a package: ``input/NAME`` and ``output/NAME`` arrays."""
-
-NEUROPOD_GOLDEN_FILE = "test_data.pkl"
-"""Golden data that Neuropod writes, a pickle."""
-
 DEFAULT_RTOL = 1e-4
 DEFAULT_ATOL = 1e-5
 
@@ -269,7 +263,7 @@ def read_neuropod_golden(data: bytes, label: str) -> Golden:
     Raises:
         PackageError: it holds something else.
     """
-    where = f"{label}: {NEUROPOD_GOLDEN_FILE}"
+    where = f"{label}: test_data.pkl"
     try:
         content = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
         inputs = {name: np.asarray(value) for name, value in content["test_input"].items()}

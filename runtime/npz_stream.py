@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import InputError, ModelError, UsageError
-from .golden import restore_dtype, write_npy
 from ..specs import TensorSpec
+from .golden import restore_dtype, write_npy
 
 Array = np.ndarray[Any, Any]
 

@@ -6,23 +6,27 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PackageError, UntrustedCodeError
 from ..frameworks import REGISTRY, ModelSource
 from .archive import READ_LIMIT, PackageReader, open_package
 from .config import PackageConfig, parse_json_object
-from .golden import (
-    GOLDEN_FILE,
-    NEUROPOD_GOLDEN_FILE,
-    Golden,
-    read_neuropod_golden,
-    read_npz,
-)
+
+if TYPE_CHECKING:
+    from .golden import Golden
 
 CONFIG_FILE = "config.json"
 PLATFORM_CONFIG_FILE = "0/config.json"
 LOCK_FILE = "0/requirements.lock"
+
+GOLDEN_FILE = "test_data.npz"
+"""Golden data: ``input/NAME`` and ``output/NAME`` arrays."""
+
+NEUROPOD_GOLDEN_FILE = "test_data.pkl"
+"""Golden data that Neuropod writes, a pickle."""
+
+GOLDEN_FILES = (GOLDEN_FILE, NEUROPOD_GOLDEN_FILE)
 
 _GOLDEN_LIMIT = 1 << 32
 
@@ -134,6 +138,8 @@ class Package:
         Raises:
             PackageError, InputError: it is malformed.
         """
+        from .golden import Golden, read_neuropod_golden, read_npz
+
         if self.reader.has(GOLDEN_FILE):
             data = self._read(GOLDEN_FILE, _GOLDEN_LIMIT)
             arrays = read_npz(io.BytesIO(data), f"{self.label}: {GOLDEN_FILE}")

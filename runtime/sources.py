@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..frameworks import ModelSource
 from ..specs import ModelSpec
 
@@ -14,7 +16,7 @@ def source_from_spec(spec: ModelSpec) -> ModelSource:
         code_root = model.code_path_spec[0].python_root if model.code_path_spec else spec.root
     return ModelSource(
         framework=model.framework,
-        label=str(spec.path or spec.name),
+        label=_label(spec),
         inputs=spec.inputs,
         outputs=spec.outputs,
         path=model.file or model.graph or model.saved_model or model.directory,
@@ -27,3 +29,12 @@ def source_from_spec(spec: ModelSpec) -> ModelSource:
         init_op_names=model.init_op_names,
         custom_ops=model.custom_ops,
     )
+
+
+def _label(spec: ModelSpec) -> str:
+    """What messages call the model: its spec, relative to the current folder when it is below."""
+    if spec.path is None:
+        return spec.name
+    path = spec.path.absolute()
+    folder = Path.cwd()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)

@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Union, get_args, get_origin
 
-from .declare import Section, keys_of, known_names
+from .declare import Component, Section, keys_of, known_names
 from .nodes import KeyPath, Node, format_key
 
 
@@ -64,6 +64,8 @@ def _canonical_value(node: Node, hint: Any) -> Node:
             node = _canonical_value(node, option)
     elif isinstance(hint, type) and issubclass(hint, Section):
         return canonicalise(node, hint)
+    elif hint is Component and isinstance(node.value, str):
+        return node.wrapped("name")
     elif kind is tuple and isinstance(node.value, list):
         item = get_args(hint)[0]
         node.value = [_canonical_value(child, item) for child in node.value]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import SpecError
 from .canonical import canonical_path
@@ -135,10 +136,14 @@ def _parse(text: str, origin: Origin) -> Override:
             file=_FILE,
             hint="for example optimization.delta=0.5, or inputs[0].shape=[batch, 3]",
         )
+    written = text[position + 1 :]
     try:
-        value, _ = parse_yaml(text[position + 1 :])
+        value: Any = parse_yaml(written)[0]
     except SpecError as error:
-        raise SpecError(error.reason, file=_FILE, key=format_key(tuple(path))) from None
+        # A version range such as >=2 is meant as text; to YAML it is a broken block.
+        if not written.startswith((">", "|", "*", "&", "!", "%", "@", "`")):
+            raise SpecError(error.reason, file=_FILE, key=format_key(tuple(path))) from None
+        value = written
     node = build(value, origin)
     node.path = tuple(path)
     return Override(tuple(path), node)

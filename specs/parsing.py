@@ -161,10 +161,9 @@ def unknown_key(node: Node, name: str, section: type) -> SpecError:
         for inner in inner_types(item.hint)
         if isinstance(inner, type) and issubclass(inner, Section) and name in known_names(inner)
     ]
-    return node.error(
-        f"unknown key {show(name)}; expected one of {', '.join(keys_of(section))}",
-        hint=below[0] if below else did_you_mean(name, known_names(section)),
-    )
+    hint = below[0] if below else did_you_mean(name, known_names(section))
+    known = "" if hint else f"; expected one of {', '.join(keys_of(section))}"
+    return node.error(f"unknown key {show(name)}{known}", hint=hint)
 
 
 def words(hint: Any, rule: Rule) -> str:

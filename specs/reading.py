@@ -14,8 +14,11 @@ from .hints import did_you_mean
 from .nodes import KeyPath, Node, Origin, build, show
 from .yaml_text import parse_yaml
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
 """Size of a spec file; a larger file is a model or data given by mistake."""
+
+MAX_DOTS = 200
+"""Dots in one key or value of a TOML file."""
 
 Parsed = tuple[object, dict[KeyPath, int]]
 
@@ -117,6 +120,9 @@ _TOML_KEY = re.compile(rf"\s*({_TOML_NAME})\s*=")
 
 
 def _parse_toml(text: str) -> Parsed:
+    # The time and memory that tomllib takes for a dotted key grow with the square of its length.
+    if any(part.count(".") > MAX_DOTS for part in re.split(r"[=,{}\[\]\n]", text)):
+        raise SpecError(f"not valid TOML: more than {MAX_DOTS} dots in one key or value")
     try:
         value = tomllib.loads(text)
     except RecursionError:

@@ -379,9 +379,7 @@ def test_a_full_disk(tmp_path: Path, ingot_cli) -> None:
 
 def test_existing_outputs_are_refused(tmp_path: Path, package: Path, ingot_cli) -> None:
     onnx_add(tmp_path / "add.onnx")
-    spec = write(
-        tmp_path / "add.yaml", "name: add\nmodel: {framework: onnx, file: add.onnx}\n"
-    )
+    spec = write(tmp_path / "add.yaml", "name: add\nmodel: {framework: onnx, file: add.onnx}\n")
     (tmp_path / "add.ingot").write_text("mine")
     refused(ingot_cli("package", spec), 2, "add.ingot", "--force")
     assert (tmp_path / "add.ingot").read_text() == "mine"
@@ -411,7 +409,11 @@ def test_a_file_that_is_no_model(tmp_path: Path, ingot_cli) -> None:
     refused(ingot_cli("infer", "bad.onnx"), 5, "bad.onnx: ONNX Runtime", "cannot open it")
     refused(ingot_cli("inspect", "folder"), 5, "folder: not a package (no config.json)")
     refused(ingot_cli("verify", "nowhere"), 5, "nowhere: no such file or folder")
-    refused(ingot_cli("verify", "bad.onnx"), 5, "bad.onnx: found a onnx; expected a package")
+    refused(
+        ingot_cli("verify", "bad.onnx"),
+        5,
+        "bad.onnx: found a model or spec (onnx); expected a package",
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ def test_an_empty_home_stays_empty(kind: str, tmp_path: Path) -> None:
         assert [path.name for path in folder.rglob("*")] == []
 
 
-def test_the_commands_leave_an_empty_home_empty(tmp_path: Path, empty_home: Path, ingot_cli) -> None:
+def test_the_commands_leave_an_empty_home_empty(
+    tmp_path: Path, empty_home: Path, ingot_cli
+) -> None:
     spec = torch_scale(tmp_path)
     before = {path.name for path in tmp_path.rglob("*")}
     package = tmp_path / "scale.ingot"

@@ -14,6 +14,7 @@ from models import EXPECTED, INPUT_SPEC, INPUTS, OUTPUT_SPEC, onnx_add, torch_sc
 import ingot
 from ingot.frameworks import LoadOptions, ModelSource, open_model
 from ingot.frameworks.calling import name_outputs
+from ingot.frameworks.entrypoints import CodeFolder
 
 GOLDEN = {"test_input_data": INPUTS, "test_expected_out": EXPECTED}
 F32 = np.float32
@@ -65,18 +66,28 @@ def scripted(folder: Path, module: object) -> Path:
     return path
 
 
-def test_torchscript_outputs(tmp_path: Path) -> None:
-    from typing import NamedTuple
+NAMED_TUPLE = """
+from typing import NamedTuple
 
+import torch
+
+
+class Pair(NamedTuple):
+    total: torch.Tensor
+    double: torch.Tensor
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor):
+        return Pair(x.sum(), 2 * x)
+"""
+
+
+def test_torchscript_outputs(tmp_path: Path) -> None:
     import torch
 
-    class Pair(NamedTuple):
-        total: torch.Tensor
-        double: torch.Tensor
-
-    class Named(torch.nn.Module):
-        def forward(self, x: torch.Tensor):
-            return Pair(x.sum(), 2 * x)
+    write(tmp_path / "named.py", NAMED_TUPLE)
+    named = CodeFolder(tmp_path, "named").callable("named:Named")
 
     class Dicts(torch.nn.Module):
         def forward(self, x: torch.Tensor):
@@ -91,7 +102,7 @@ def test_torchscript_outputs(tmp_path: Path) -> None:
         {"name": "double", "dtype": "float32", "shape": ["n"]},
         {"name": "total", "dtype": "float32", "shape": []},
     ]
-    for module in (Named(), Dicts()):
+    for module in (named(), Dicts()):
         path = tmp_path / type(module).__name__
         ingot.create_torchscript_package(
             path, "m", inputs, outputs, module_path=scripted(tmp_path, module)
@@ -126,7 +137,8 @@ def test_torchscript_strings_and_a_bare_tensor(tmp_path: Path) -> None:
         module_path=scripted(tmp_path, Lengths()),
     )
     words = np.array(["a", "", "größer"])
-    assert run(tmp_path / "lengths", words=words)["lengths"].tolist() == [1, 0, 6]
+    # TorchScript counts bytes.
+    assert run(tmp_path / "lengths", words=words)["lengths"].tolist() == [1, 0, 8]
 
 
 # --- torch -----------------------------------------------------------------------------------
@@ -341,7 +353,11 @@ def test_a_savedmodel_bare_and_packaged(tmp_path: Path) -> None:
     assert list(run(tmp_path / "add", **inputs)) == ["out"]
     with pytest.raises(ingot.ModelError, match="the model takes the input 'y', which the spec"):
         ingot.create_tensorflow_package(
-            tmp_path / "less", "less", INPUT_SPEC[:1], OUTPUT_SPEC, saved_model_dir=tmp_path / "saved"
+            tmp_path / "less",
+            "less",
+            INPUT_SPEC[:1],
+            OUTPUT_SPEC,
+            saved_model_dir=tmp_path / "saved",
         )
 
 
@@ -372,6 +388,23 @@ def test_keras_specs_are_read_off_the_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name], expected[name].numpy(), rtol=1e-5)
 
 
+def test_a_sequential_keras_model(tmp_path: Path) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.save(tmp_path / "net.keras")
+    x = np.ones((2, 3), F32)
+    with ingot.load(tmp_path / "net.keras") as loaded:
+        (given,), (returned,) = loaded.inputs, loaded.outputs
+        assert (given.shape, returned.shape) == (("batch_size", 3), ("batch_size", 2))
+        found = loaded.infer({given.name: x})[returned.name]
+    np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-5)
+    ingot.create_keras_package(tmp_path / "net", "net", model=model)
+    unbuilt = keras.Sequential([keras.layers.Dense(2)])
+    with pytest.raises(ingot.ModelError, match="has no defined inputs"):
+        ingot.create_keras_package(tmp_path / "bad", "bad", model=unbuilt)
+
+
 def test_keras_code_is_refused(tmp_path: Path, ingot_cli) -> None:
     import keras
 
@@ -399,9 +432,7 @@ def test_onnx_external_data_travels_along(tmp_path: Path) -> None:
     model.graph.output.append(
         onnx.helper.make_tensor_value_info("entry", onnx.TensorProto.FLOAT, [1])
     )
-    onnx.save(
-        model, str(folder / "big.onnx"), save_as_external_data=True, location="big.weights"
-    )
+    onnx.save(model, str(folder / "big.onnx"), save_as_external_data=True, location="big.weights")
     path = ingot.create_onnx_package(tmp_path / "big", "big", model_path=folder / "big.onnx")
     names = [entry["name"] for entry in ingot.inspect(path)["files"]]
     assert "0/data/big.weights" in names

@@ -1,4 +1,4 @@
-"""Ludwig model folders: what can be told without Ludwig, and the real package where it is installed."""
+"""Ludwig model folders: what can be told without Ludwig, and the real package where it is there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -192,15 +191,17 @@ def write_data(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which a small model was trained: data.csv, expected.json, results/..."""
     if WITHOUT_LUDWIG:
-        pytest.skip("Ludwig is not installed (docs/ludwig.md says how to make an environment for it)")
+        pytest.skip(
+            "Ludwig is not installed (docs/ludwig.md says how to make an environment for it)"
+        )
     folder = tmp_path_factory.mktemp("ludwig")
     write_data(folder / "data.csv")
     (folder / "config.yaml").write_text(DATA_CONFIG, encoding="utf-8")
     subprocess.run([sys.executable, "-W", "ignore", "-c", TRAIN], cwd=folder, check=True)
-    yield folder
+    return folder
 
 
 @pytest.mark.slow
@@ -231,9 +232,7 @@ def test_a_trained_model_is_packaged_and_gives_ludwig_s_own_predictions(
                 "city": np.array([row["city"] for row in rows]),
             }
         )
-    np.testing.assert_allclose(
-        outputs["cost_predictions"], expected["cost_predictions"], rtol=1e-4
-    )
+    np.testing.assert_allclose(outputs["cost_predictions"], expected["cost_predictions"], rtol=1e-4)
     assert outputs["risky_predictions"].tolist() == expected["risky_predictions"]
     assert outputs["group_predictions"].tolist() == expected["group_predictions"]
     names = ingot.inspect(package)["files"]

@@ -1,8 +1,8 @@
 """Lets Neuropod run Python and PyTorch code that Ingot packaged.
 
-Neuropod calls ``get_model(data_root)``, and what that returns with NumPy arrays by keyword, and expects
-a dict of arrays. The entry point that the author wrote may return a torch.nn.Module that wants tensors,
-or a callable that takes its inputs by position or returns a tuple; 0/config.json says which.
+Neuropod calls ``get_model(data_root)``, and what that returns with NumPy arrays by keyword, and
+expects a dict of arrays. The entry point that the author wrote may return a torch.nn.Module that
+wants tensors, or a callable that takes its inputs by position or returns a tuple.
 """
 
 import importlib
@@ -41,8 +41,8 @@ def _import(name):
 def wants_data_root(entrypoint, kwargs=()):
     """Whether an entry point takes the folder of its data as first argument.
 
-    It does when its first parameter is called data_root, or is *args of a function, or has no default
-    and is not among the keyword arguments. A class may inherit *args from torch.nn.Module.
+    It does when its first parameter is called data_root, or is *args of a function, or has no
+    default and is not among the keyword arguments. A class may inherit *args from torch.nn.Module.
     """
     try:
         parameters = list(inspect.signature(entrypoint).parameters.values())
@@ -56,9 +56,7 @@ def wants_data_root(entrypoint, kwargs=()):
     if first.kind is first.VAR_POSITIONAL:
         return not inspect.isclass(entrypoint)
     positional = (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD)
-    return first.kind in positional and (
-        first.default is first.empty or first.name == "data_root"
-    )
+    return first.kind in positional and (first.default is first.empty or first.name == "data_root")
 
 
 def _load_weights(model, path):
@@ -129,7 +127,7 @@ def _to_tensor(array):
 
     if array.dtype.kind in "UO":
         return array.tolist()
-    return torch.from_numpy(np.require(array, requirements="CW"))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _to_array(value):

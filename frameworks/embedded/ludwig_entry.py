@@ -28,7 +28,7 @@ def load_model(directory):
 
 
 def _to_array(values):
-    """Return a column as float32, integers, bool or strings; None when its rows are of many lengths."""
+    """Return a column as an array, floats as float32; None when its rows are of many lengths."""
     if values and all(_is_words(value) for value in values):
         values = [" ".join(value) for value in values]
     try:
