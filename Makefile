@@ -29,10 +29,10 @@ demo: $(STAMP) ## package a small network for four frameworks, run and verify ea
 	$(RUN) examples/demo.py
 
 test: $(STAMP) ## run every test
-	$(RUN) -P -m pytest $(ARGS)
+	$(RUN) -P -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(STAMP) ## run the tests that are not marked slow
-	$(RUN) -P -m pytest -m "not slow" $(ARGS)
+	$(RUN) -P -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	@mkdir -p $(VENV)/mypy && ln -sfn ../.. $(VENV)/mypy/ingot

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from ..errors import IngotError, ModelError, SpecError
+from ..errors import IngotError, MissingDependencyError, ModelError, SpecError
 from .base import first_line
 
 _PREFIX = "_ingot_code_"
@@ -123,8 +123,8 @@ class CodeFolder:
     Args:
         folder: where the modules lie; None when only installed modules are meant.
         label: the spec or package that names the code, for messages.
-        error: raised when an entry point cannot be found or imported: ``SpecError`` for the code of a
-            spec, ``ModelError`` for that of a package.
+        error: raised when an entry point cannot be found or imported: ``SpecError`` for the code of
+            a spec, ``ModelError`` for that of a package.
     """
 
     def __init__(
@@ -196,8 +196,8 @@ class CodeFolder:
                     f"{where}: no module {missing!r}{beside}, and none installed",
                     hint=_nearest(missing, near),
                 ) from error
-            raise self._error(
-                f"{where}: its code imports {missing!r}, which is not installed",
+            raise MissingDependencyError(
+                f"{where}: its code imports {missing!r}, which is not installed"
             ) from error
         except Exception as error:
             raise self._error(
@@ -233,7 +233,7 @@ def _location(error: BaseException, folder: Path | None) -> str:
     return found
 
 
-def user_code_error(label: str, what: str, error: Exception, folder: Path | None) -> ModelError:
+def user_code_error(label: str, what: str, error: Exception, folder: Path | None) -> IngotError:
     """Describe an exception that the user's own code raised, in one line with its place.
 
     Args:
@@ -242,6 +242,11 @@ def user_code_error(label: str, what: str, error: Exception, folder: Path | None
         error: the exception.
         folder: where the user's code lies.
     """
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return MissingDependencyError(
+            f"{label}: {what} imports {error.name!r}, which is not installed"
+            f"{_location(error, folder)}"
+        )
     return ModelError(
         f"{label}: {what} raised {type(error).__name__}: {first_line(error)}"
         f"{_location(error, folder)}"

@@ -87,9 +87,15 @@ class KerasModel(Model):
         mapping = {
             node.removesuffix(":0"): name for name, node in (source.node_name_mapping or {}).items()
         }
-        self._feed_names = [mapping.get(value.name, value.name) for value in flat]
         returned = _structure(native, "output", source.label)
-        self._output_names = [mapping.get(name, name) for name in output_names(native, returned)]
+        if isinstance(native, keras.Sequential):
+            # Keras names its two tensors anew whenever it loads one.
+            self._feed_names = [_only_name(source.inputs, "input")]
+            self._output_names = [_only_name(source.outputs, native.layers[-1].name)]
+        else:
+            self._feed_names = [mapping.get(value.name, value.name) for value in flat]
+            named = output_names(native, returned)
+            self._output_names = [mapping.get(name, name) for name in named]
         inputs = [_spec(name, value) for name, value in zip(self._feed_names, flat, strict=True)]
         outputs = [
             _spec(name, value)
@@ -139,6 +145,10 @@ class KerasModel(Model):
     def _array(self, value: Any) -> np.ndarray[Any, Any]:
         array = np.asarray(self._keras.ops.convert_to_numpy(value))
         return decode_strings(array) if array.dtype.kind in "OS" else array
+
+
+def _only_name(declared: Sequence[TensorSpec] | None, default: str) -> str:
+    return declared[0].name if declared is not None and len(declared) == 1 else default
 
 
 def _structure(model: Any, kind: str, label: str) -> Any:

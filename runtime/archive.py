@@ -292,8 +292,17 @@ class PackageReader:
                 continue
             if name not in self._entries:
                 yield HashProblem(name, "missing", listed[name], None)
-            elif name not in listed and name != MANIFEST:
+            elif name not in listed and name != MANIFEST and not self._is_byte_code(name):
                 yield HashProblem(name, "unlisted", None, None)
+
+    def _is_byte_code(self, name: str) -> bool:
+        """Whether a file is Python's own cache, left in a directory by whoever ran its code.
+
+        Ingot never reads byte code, so it needs no hash.
+        """
+        parts = name.split("/")
+        cached = parts[:2] == ["0", "code"] and "__pycache__" in parts and name.endswith(".pyc")
+        return self.is_directory and cached
 
     def _hash_problems(
         self, prefix: str, progress: Callable[[int, int], None] | None

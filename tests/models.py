@@ -77,7 +77,7 @@ def python_add(folder: Path) -> Path:
 
 
 def torch_scale(folder: Path) -> Path:
-    """Write a PyTorch module with weights and its spec (``out = scale * x + y``); return the spec."""
+    """Write a PyTorch module with weights (``out = scale * x + y``); return its spec."""
     import torch
     from safetensors.torch import save_file
 

@@ -113,6 +113,7 @@ ENTRYPOINTS = {
     "broken:build": ["importing it failed: ZeroDivisionError: division by zero (broken.py:3)"],
     "unready:build": ["its code imports 'no_such_library', which is not installed"],
     "failing:build": ["entry point 'failing:build' raised KeyError: 'x' (failing.py:2)"],
+    "lazy:build": ["'lazy:build' imports 'no_such_library', which is not installed (lazy.py:2)"],
     "syntax:build": ["not valid Python", "syntax.py"],
 }
 
@@ -125,11 +126,12 @@ def test_a_bad_entry_point(entrypoint: str, tmp_path: Path, ingot_cli) -> None:
     write(tmp_path / "broken.py", "import os\n\n1 / 0\n")
     write(tmp_path / "unready.py", "import no_such_library\n")
     write(tmp_path / "failing.py", "def build():\n    return {}['x']\n")
+    write(tmp_path / "lazy.py", "def build():\n    import no_such_library\n")
     write(tmp_path / "syntax.py", "def build(:\n")
     before = files(tmp_path)
     process = ingot_cli("package", spec, "--set", f"model.entrypoint={entrypoint}")
-    code = 5 if entrypoint in ("failing:build", "syntax:build") else 2
-    refused(process, code, *ENTRYPOINTS[entrypoint])
+    codes = {"failing:build": 5, "syntax:build": 5, "unready:build": 6, "lazy:build": 6}
+    refused(process, codes.get(entrypoint, 2), *ENTRYPOINTS[entrypoint])
     assert files(tmp_path) == before
 
 

@@ -99,7 +99,8 @@ def test_streaming_takes_bounded_memory(add: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from ingot import infer\n"
-        "infer(sys.argv[1], (), inputs_file=sys.argv[2], output=sys.argv[3], batch_size=1_000_000)\n"
+        "files = {'inputs_file': sys.argv[2], 'output': sys.argv[3]}\n"
+        "infer(sys.argv[1], (), **files, batch_size=1_000_000)\n"
         # ru_maxrss would count the memory of the process that started this one.
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
     )

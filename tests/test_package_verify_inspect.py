@@ -48,7 +48,7 @@ def test_a_whole_root_can_be_packaged_but_not_around_the_package(tmp_path: Path)
     write(tmp_path / "code" / "data" / "table.txt", "hello")
     write(tmp_path / "code" / "old.pyc", "stale")
     root = "model.code_path_spec=[{python_root: ., dirs_to_package: ['']}]"
-    with pytest.raises(ingot.UsageError, match="below python_root .*, whose code goes into it"):
+    with pytest.raises(ingot.UsageError, match=r"below python_root .*, whose code goes into it"):
         ingot.package(spec, tmp_path / "code" / "out.ingot", overrides=[root])
     path = ingot.package(spec, tmp_path / "out", overrides=[root], as_directory=True).path
     code = sorted(p.relative_to(path / "0/code").as_posix() for p in (path / "0/code").rglob("*"))

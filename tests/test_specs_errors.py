@@ -313,9 +313,7 @@ def test_a_mapping_that_is_no_plain_data(tmp_path: Path) -> None:
 def test_the_form_of_an_error(folder: Path) -> None:
     error = refused(folder, "name: a\nmodel:\n  framework: onnx\n  fiel: m.onnx\n")
 
-    assert str(error).startswith(
-        f"{folder / 'spec.yaml'}:4: model.fiel: unknown key 'fiel'; expected"
-    )
+    assert str(error) == f"{folder / 'spec.yaml'}:4: model.fiel: unknown key 'fiel'"
     assert error.hint == "did you mean 'file'?"
     assert error.exit_code == 2
 
