@@ -119,7 +119,8 @@ def print_infer(result: InferResult, to_stdout: bool) -> None:
 def print_description(description: Mapping[str, Any]) -> None:
     """Print what ``inspect`` found."""
     table = _fields()
-    table.add_row(description["kind"], description["path"])
+    kind = "file" if description["kind"] == "model" else description["kind"]
+    table.add_row(kind, description["path"])
     platform = description.get("platform", description["framework"])
     framework = description["framework"]
     runs_on = framework if platform == framework else f"{platform} ({framework} code)"
@@ -138,6 +139,7 @@ def print_description(description: Mapping[str, Any]) -> None:
         _add_package_fields(table, description)
     _print(table)
     if description.get("files"):
+        click.echo()
         _print(_files(description["files"]))
 
 
@@ -187,7 +189,7 @@ def _files(files: list[Mapping[str, Any]]) -> Table:
             entry["name"],
             human_size(entry["size_bytes"]),
             human_size(entry["packed_bytes"]),
-            (entry["sha256"] or "not listed")[:16],
+            (entry["sha256"] or "-")[:16],
         )
     return table
 

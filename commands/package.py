@@ -162,6 +162,7 @@ def _golden_arguments(spec: ModelSpec) -> dict[str, Any]:
 
 def _code(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
     from ..packagers.python import Code, package_code
+    from ..runtime.sources import spec_label
 
     model = spec.model
     module, _, attribute = (model.entrypoint or "").partition(":")
@@ -184,6 +185,7 @@ def _code(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
         kwargs=model.kwargs,
         weights=model.weights,
         pass_data_root=False,
+        label=spec_label(spec),
     )
     inputs, outputs = spec.inputs or (), spec.outputs or ()
     return package_code(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .base import (
     import_framework,
     require_specs,
 )
-from .tensorflow import import_tensorflow, no_keras_home, tensorflow_device
+from .tensorflow import import_tensorflow, no_keras_home, tensorflow_device, to_tensor
 
 if TYPE_CHECKING:
     from .base import Arrays
@@ -102,6 +103,7 @@ class KerasModel(Model):
             for name, value in zip(self._output_names, keras.tree.flatten(returned), strict=True)
         ]
         self.inputs, self.outputs = require_specs(source, inputs, outputs)
+        self._convert: Callable[[np.ndarray[Any, Any]], Any] = keras.ops.convert_to_tensor
         self._call = self._compile(options)
 
     def _compile(self, options: LoadOptions) -> Any:
@@ -109,6 +111,7 @@ class KerasModel(Model):
         if self._keras.backend.backend() != "tensorflow":
             return lambda feeds: native(feeds, training=False)
         tensorflow = import_tensorflow()
+        self._convert = partial(to_tensor, tensorflow)
         device = tensorflow_device(tensorflow, options.device)
 
         def call(feeds: Any) -> Any:
@@ -120,10 +123,9 @@ class KerasModel(Model):
     def run(
         self, arrays: Arrays, outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
-        convert = self._keras.ops.convert_to_tensor
         try:
             values = self.call_tensors(
-                {name: convert(arrays[name]) for name in self._feed_names}, self._call
+                {name: self._convert(arrays[name]) for name in self._feed_names}, self._call
             )
         except Exception as error:
             raise ModelError(f"{self._label}: the model failed: {first_line(error)}") from error

@@ -34,6 +34,7 @@ class Code:
         kwargs: keyword arguments of the entry point.
         weights: state of the module that the entry point returns (PyTorch only).
         pass_data_root: the entry point takes the folder of its data; False goes by its signature.
+        label: what messages call the source; None is the model's name.
     """
 
     entrypoint_package: str
@@ -46,6 +47,7 @@ class Code:
     kwargs: Mapping[str, Any] | None = None
     weights: PathLike | None = None
     pass_data_root: bool = True
+    label: str | None = None
 
 
 def create_python_package(
@@ -222,7 +224,7 @@ def package_code(
             )
         source = ModelSource(
             framework,
-            model_name,
+            code.label or model_name,
             inputs,
             outputs,
             entrypoint=entrypoint,

@@ -16,7 +16,7 @@ def source_from_spec(spec: ModelSpec) -> ModelSource:
         code_root = model.code_path_spec[0].python_root if model.code_path_spec else spec.root
     return ModelSource(
         framework=model.framework,
-        label=_label(spec),
+        label=spec_label(spec),
         inputs=spec.inputs,
         outputs=spec.outputs,
         path=model.file or model.graph or model.saved_model or model.directory,
@@ -31,7 +31,7 @@ def source_from_spec(spec: ModelSpec) -> ModelSource:
     )
 
 
-def _label(spec: ModelSpec) -> str:
+def spec_label(spec: ModelSpec) -> str:
     """What messages call the model: its spec, relative to the current folder when it is below."""
     if spec.path is None:
         return spec.name
