@@ -32,6 +32,7 @@ _EXPORTS = {
     "create_tensorflow_package": ".packagers",
     "create_torchscript_package": ".packagers",
     "infer": ".commands.infer",
+    "init": ".commands.init",
     "inspect": ".commands.inspect",
     "package": ".commands.package",
     "verify": ".commands.verify",

@@ -18,6 +18,7 @@ from ..errors import IngotError
 from .options import Settings, echo_error
 
 COMMANDS = {
+    "init": ("init", "Write a commented spec from a model."),
     "infer": ("infer", "Run a model on inputs from the shell or files."),
     "inspect": ("inspect", "Show what is inside a package or a model file."),
     "package": ("package", "Turn the model of a spec into a verified package."),

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.style import StyleType
 from rich.table import Table
+
+from .app import printable
 
 if TYPE_CHECKING:
     from ..commands.infer import InferResult
@@ -20,10 +23,29 @@ if TYPE_CHECKING:
 
 _STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
 
-
 _PIPED_WIDTH = 100
+_NARROW = 60
+"""Terminals of fewer columns show names and sizes of files only."""
+_MOST_DETAILS = 10
 _LARGE = 64 << 20
 """Hashing fewer bytes than this takes too short a time for a bar to be read."""
+
+
+class _Table(Table):
+    """A table in whose texts control characters are shown, not sent to the terminal."""
+
+    def add_row(
+        self,
+        *renderables: RenderableType | None,
+        style: StyleType | None = None,
+        end_section: bool = False,
+    ) -> None:
+        cells = (printable(cell) if isinstance(cell, str) else cell for cell in renderables)
+        super().add_row(*cells, style=style, end_section=end_section)
+
+
+def _echo(text: str, err: bool = False) -> None:
+    click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
 
 
 def _console(stderr: bool = False) -> Console:
@@ -44,8 +66,8 @@ def _print(table: Table) -> None:
         click.echo(line.rstrip())
 
 
-def _fields() -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+def _fields() -> _Table:
+    table = _Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     return table
@@ -100,15 +122,15 @@ def print_infer(result: InferResult, to_stdout: bool) -> None:
 
     if result.path is not None:
         rows = "" if result.rows is None else f" ({result.rows} rows)"
-        click.echo(f"{result.path}{rows}")
+        _echo(f"{result.path}{rows}")
     elif to_stdout:
         for name, array in result.outputs.items():
             dtype = "string" if array.dtype.kind == "U" else array.dtype.name
-            click.echo(f"{name}: {dtype} {tuple(array.shape)}")
-            click.echo(np.array2string(array, max_line_width=78, threshold=200))
+            _echo(f"{name}: {dtype} {tuple(array.shape)}")
+            _echo(np.array2string(array, max_line_width=78, threshold=200))
     timing = result.timing()
     if timing is not None:
-        click.echo(
+        _echo(
             f"{timing['calls']} calls: median {timing['median_ms']:.3f} ms, mean"
             f" {timing['mean_ms']:.3f} ms, min {timing['min_ms']:.3f} ms,"
             f" max {timing['max_ms']:.3f} ms",
@@ -159,13 +181,15 @@ def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
         pins = [line for line in description["requirements"] if line and line[0] != "#"]
         table.add_row("requirements", f"{len(pins)} locked")
     golden = description["golden"]
-    if golden is None:
-        unread = description["golden_file"]
-        table.add_row("golden data", f"{unread}, a pickle: not read" if unread else "none")
-    else:
+    if golden is not None:
         names = [*golden["inputs"], "->", *golden["outputs"]]
         tolerance = f"rtol {golden['rtol']:g}, atol {golden['atol']:g}"
         table.add_row("golden data", f"{' '.join(names)}, {tolerance}")
+    elif description["golden_error"]:
+        table.add_row("golden data", f"damaged: {description['golden_error']}")
+    else:
+        unread = description["golden_file"]
+        table.add_row("golden data", f"{unread}, a pickle: not read" if unread else "none")
     provenance = description["provenance"] or {}
     if provenance.get("created_by"):
         table.add_row("created by", provenance["created_by"])
@@ -178,36 +202,41 @@ def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
         table.add_row("license", description["license"])
 
 
-def _files(files: list[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+def _files(files: list[Mapping[str, Any]]) -> _Table:
+    table = _Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("file", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("packed", justify="right", no_wrap=True)
-    table.add_column("sha256", no_wrap=True)
+    wide = _console().width >= _NARROW
+    if wide:
+        table.add_column("packed", justify="right", no_wrap=True)
+        table.add_column("sha256", no_wrap=True)
     for entry in files:
-        table.add_row(
-            entry["name"],
-            human_size(entry["size_bytes"]),
-            human_size(entry["packed_bytes"]),
-            (entry["sha256"] or "-")[:16],
-        )
+        cells = [entry["name"], human_size(entry["size_bytes"])]
+        if wide:
+            cells += [human_size(entry["packed_bytes"]), (entry["sha256"] or "-")[:16]]
+        table.add_row(*cells)
     return table
 
 
 def print_checks(result: VerifyResult) -> None:
-    """Print the checks of ``verify``, one a row."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    """Print the checks of ``verify``, one a row; of many problems of one check the first ten."""
+    from rich.text import Text
+
+    table = _Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="cyan")
     table.add_column(overflow="fold")
-    from rich.text import Text
-
     for check in result.checks:
         status = Text(check.status.upper(), style=_STYLES[check.status])
-        table.add_row(status, check.name, check.message)
+        first, *others = check.details[:_MOST_DETAILS] or (check.message,)
+        table.add_row(status, check.name, first)
+        for detail in others:
+            table.add_row("", "", detail)
+        if len(check.details) > _MOST_DETAILS:
+            table.add_row("", "", f"and {len(check.details) - _MOST_DETAILS} more")
     _print(table)
     verdict = "verified" if result.exit_code == 0 else "NOT verified"
-    click.echo(f"{result.path}: {verdict}")
+    _echo(f"{result.path}: {verdict}")
 
 
 @contextmanager

@@ -100,7 +100,8 @@ def infer(
         inputs_file: a ``.npz`` or ``.json`` with arrays by name, or ``-``; assignments come on top.
         output: a ``.npz`` or ``.json`` to write; ``-`` and None write nothing.
         outputs: the outputs wanted; all when empty.
-        batch_size: stream ``inputs_file`` (a ``.npz``) in slices of this many rows into ``output``.
+        batch_size: stream ``inputs_file`` (a ``.npz``) in slices of this many rows into ``output``;
+            sliced is what shares the symbol of the batch dimension, the rest is passed whole.
         threads: threads of one operator.
         device: ``cpu``, ``gpu`` or ``gpu:N``.
         repeat: time this many calls.
@@ -113,7 +114,8 @@ def infer(
     Raises:
         InputError: an input cannot be read or does not fit the model.
         ModelError: the model cannot be loaded, or fails.
-        UsageError: the options contradict each other.
+        UsageError: the options contradict each other, or inputs or outputs cannot be sliced.
+        IngotError: ``output`` cannot be written.
     """
     from ..runtime import load
     from .tensor_io import STANDARD_STREAM, check_output
@@ -128,9 +130,10 @@ def infer(
         trust_code=trust_code,
         ignore_lock=ignore_lock,
     ) as loaded:
-        wanted = list(outputs) or None
+        wanted = list(dict.fromkeys(outputs)) or None
         if batch_size is not None and inputs_file is not None and output is not None:
-            rows = _stream(loaded, Path(inputs_file), Path(output), wanted, batch_size)
+            given = _assigned(loaded, inputs)
+            rows = _stream(loaded, inputs_file, given, output, wanted, batch_size)
             path = Path(output).expanduser()
             return InferResult(loaded.name, loaded.platform, rows=rows, path=path)
         arrays = _gather(loaded, inputs, inputs_file)
@@ -180,34 +183,44 @@ def _check_options(
 def _gather(
     loaded: LoadedModel, inputs: Sequence[str] | Mapping[str, Any], inputs_file: str | None
 ) -> dict[str, Any]:
-    from .tensor_io import parse_assignment, read_inputs
+    from .tensor_io import read_inputs
 
     specs = {spec.name: spec for spec in loaded.inputs}
     arrays: dict[str, Any] = {}
     if inputs_file is not None:
         arrays |= read_inputs(inputs_file, specs)
+    return arrays | _assigned(loaded, inputs)
+
+
+def _assigned(loaded: LoadedModel, inputs: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    from .tensor_io import parse_assignment
+
     if isinstance(inputs, Mapping):
-        return arrays | dict(inputs)
+        return dict(inputs)
+    specs = {spec.name: spec for spec in loaded.inputs}
     given: dict[str, Any] = {}
     for text in inputs:
         name, array = parse_assignment(text, specs)
         if name in given:
             raise UsageError(f"-i {name}: given twice")
         given[name] = array
-    return arrays | given
+    return given
 
 
 def _stream(
-    loaded: LoadedModel, inputs: Path, output: Path, wanted: list[str] | None, batch_size: int
+    loaded: LoadedModel,
+    file: str,
+    given: Mapping[str, Any],
+    output: str,
+    wanted: list[str] | None,
+    batch_size: int,
 ) -> int:
-    from ..runtime.npz_stream import SlicedInputs, SlicedOutputs
+    from ..runtime.npz_stream import SlicedInputs, SlicedOutputs, check_joinable
 
-    reader = SlicedInputs(inputs.expanduser(), loaded.inputs)
-    try:
-        with SlicedOutputs(output.expanduser(), reader.rows) as writer:
+    with SlicedInputs(Path(file).expanduser(), loaded.inputs, given) as reader:
+        check_joinable(loaded.outputs, wanted, reader.symbol)
+        with SlicedOutputs(Path(output).expanduser(), reader.rows) as writer:
             for rows, arrays in reader.slices(batch_size):
                 writer.append(rows, loaded.infer(arrays, wanted))
             writer.commit()
         return reader.rows
-    finally:
-        reader.close()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..runtime.package import Package
+    from ..specs import TensorSpec
 
 
 def inspect(model: str | Path) -> dict[str, Any]:
@@ -27,9 +31,9 @@ def inspect(model: str | Path) -> dict[str, Any]:
         ModelError: it cannot be read.
         MissingDependencyError: a bare model file, and its framework is not installed.
     """
-    from ..runtime.detect import detect
+    from ..runtime.detect import detect, expand
 
-    path = Path(model).expanduser()
+    path = expand(model)
     kind = detect(path)
     if kind == "package":
         from ..runtime.package import Package
@@ -48,21 +52,20 @@ def requirements(model: str | Path) -> str:
         ModelError: it is no package, or carries no lock.
     """
     from ..errors import ModelError
+    from ..runtime.detect import expand
     from ..runtime.package import LOCK_FILE, Package
 
-    with Package(Path(model).expanduser()) as package:
+    with Package(expand(model)) as package:
         if package.lock is None:
             raise ModelError(f"{model}: carries no requirements lock (no {LOCK_FILE})")
         return package.lock
 
 
 def _package(package: Package) -> dict[str, Any]:
-    from ..runtime.config import FORMAT_VERSION
     from ..runtime.package import GOLDEN_FILES
 
     config, reader = package.config, package.reader
     manifest = reader.manifest
-    golden = package.golden()
     extras = dict(config.extras)
     return {
         "kind": "package",
@@ -76,8 +79,7 @@ def _package(package: Package) -> dict[str, Any]:
         "unpacked_bytes": reader.total_size,
         "sha256": None if reader.is_directory else _sha256(package.path),
         "format_version": extras.get("format_version"),
-        "written_by": "Ingot" if config.extras else "Neuropod",
-        "supported_format_version": FORMAT_VERSION,
+        "written_by": "Ingot" if package.written_by_ingot else "Neuropod",
         "inputs": [spec.to_dict() for spec in config.inputs],
         "outputs": [spec.to_dict() for spec in config.outputs],
         "input_tensor_device": dict(config.input_tensor_device),
@@ -85,14 +87,7 @@ def _package(package: Package) -> dict[str, Any]:
         "runs_code": package.runs_code(),
         "requirements": None if package.lock is None else package.lock.splitlines(),
         "golden_file": next((name for name in GOLDEN_FILES if reader.has(name)), None),
-        "golden": None
-        if golden is None
-        else {
-            "rtol": golden.rtol,
-            "atol": golden.atol,
-            "inputs": {name: _array(array) for name, array in golden.inputs.items()},
-            "outputs": {name: _array(array) for name, array in (golden.outputs or {}).items()},
-        },
+        **_golden(package),
         "provenance": extras.get("provenance"),
         "license": extras.get("license"),
         "files": [
@@ -107,9 +102,44 @@ def _package(package: Package) -> dict[str, Any]:
     }
 
 
-def _array(array: Any) -> dict[str, Any]:
-    dtype = "string" if array.dtype.kind == "U" else array.dtype.name
-    return {"dtype": dtype, "shape": list(array.shape)}
+def _golden(package: Package) -> dict[str, Any]:
+    """Describe the golden data; what cannot be read is said, so that all else is still shown."""
+    from ..errors import ModelError
+    from ..runtime.golden import DEFAULT_ATOL, DEFAULT_RTOL
+
+    try:
+        headers = package.golden_headers()
+    except ModelError as error:
+        return {"golden": None, "golden_error": error.message}
+    if headers is None:
+        return {"golden": None, "golden_error": None}
+    config, test = package.config, package.config.extras.get("test", {})
+    described: dict[str, Any] = {
+        "rtol": float(test.get("rtol", DEFAULT_RTOL)),
+        "atol": float(test.get("atol", DEFAULT_ATOL)),
+    }
+    for key, prefix, specs in (
+        ("inputs", "input/", config.inputs),
+        ("outputs", "output/", config.outputs),
+    ):
+        described[key] = {
+            name.removeprefix(prefix): {
+                "dtype": _dtype(dtype, name.removeprefix(prefix), specs),
+                "shape": list(shape),
+            }
+            for name, (dtype, shape) in headers.items()
+            if name.startswith(prefix)
+        }
+    return {"golden": described, "golden_error": None}
+
+
+def _dtype(dtype: np.dtype[Any], name: str, specs: Sequence[TensorSpec]) -> str:
+    if dtype.kind == "U":
+        return "string"
+    # How .npy stores bfloat16, for which NumPy has no name.
+    if dtype.str == "|V2" and any((spec.name, spec.dtype) == (name, "bfloat16") for spec in specs):
+        return "bfloat16"
+    return dtype.name
 
 
 def _sha256(path: Path) -> str:

@@ -94,7 +94,7 @@ def package(
         "store": store,
         "force": force,
         "license": model_spec.license,
-        "provenance": _provenance(model_spec),
+        "provenance": _provenance(model_spec, overrides),
     }
     golden = _golden_arguments(model_spec)
     arguments |= golden
@@ -131,11 +131,14 @@ def _load(path: Path, overrides: Sequence[str]) -> ModelSpec:
     return ModelSpec.from_dict({"name": name, "model": model}, root=path.resolve().parent)
 
 
-def _provenance(spec: ModelSpec) -> dict[str, Any]:
+def _provenance(spec: ModelSpec, overrides: Sequence[str]) -> dict[str, Any]:
     if spec.path is None:
         return {}
     digest = hashlib.sha256(spec.path.read_bytes()).hexdigest()
-    return {"spec": {"file": spec.path.name, "sha256": digest}}
+    found: dict[str, Any] = {"file": spec.path.name, "sha256": digest}
+    if overrides:
+        found["overrides"] = list(overrides)
+    return {"spec": found}
 
 
 def _golden_arguments(spec: ModelSpec) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
+import secrets
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, OutputExistsError, UsageError
+from ..errors import IngotError, InputError, OutputExistsError, UsageError
 from ..specs import TensorSpec
+from ..specs.tensors import format_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 STANDARD_STREAM = "-"
+
+_MAX_DIMENSIONS = 64
+"""NumPy has no more."""
+
+_MAX_SHOWN = 60
+_SPECIAL = ("NaN", "Infinity", "-Infinity")
 
 
 def parse_assignment(text: str, specs: Mapping[str, TensorSpec]) -> tuple[str, Array]:
@@ -39,15 +48,18 @@ def parse_assignment(text: str, specs: Mapping[str, TensorSpec]) -> tuple[str, A
     label = f"-i {name}"
     spec = specs.get(name) or TensorSpec(name, None, None)
     if value.startswith("@"):
-        return name, to_array(read_json(Path(value[1:]).expanduser(), label), spec, label)
+        source = Path(value[1:]).expanduser()
+        return name, to_array(read_json(source, label, spec), spec, label)
     if value.endswith(".npy"):
         return name, _read_npy(Path(value).expanduser(), spec, label)
     try:
-        parsed = json.loads(value)
+        parsed = _parse_json(value, spec, label)
+    except InputError:
+        raise
     except ValueError:
         if spec.dtype not in (None, "string"):
             raise InputError(
-                f"{label}: found {value!r}; expected a .npy file, @file.json, or {spec.dtype}"
+                f"{label}: found {_cut(value)!r}; expected a .npy file, @file.json, or {spec.dtype}"
                 " values such as 1.5 or '[[1, 2], [3, 4]]'"
             ) from None
         parsed = value
@@ -67,7 +79,7 @@ def read_inputs(file: str, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
     """
     import io
 
-    from ..runtime.golden import read_npz, restore_dtype
+    from ..runtime.npz import read_npz, restore_dtype
 
     if file == STANDARD_STREAM:
         label, data = "standard input", sys.stdin.buffer.read()
@@ -93,19 +105,70 @@ def read_inputs(file: str, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
     }
 
 
-def read_json(source: Any, label: str) -> Any:
+def read_json(source: Any, label: str, spec: TensorSpec | None = None) -> Any:
     """Parse JSON from a path or a binary stream.
 
+    Args:
+        source: the path or the stream.
+        label: what to call it in messages.
+        spec: the input that it holds, when it holds only one.
+
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or holds a number that no float can.
     """
     try:
         data = source.read_bytes() if isinstance(source, Path) else source.read()
-        return json.loads(data)
+        return _parse_json(data.decode(json.detect_encoding(data)), spec, label)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{label}: {source}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{label}: not valid JSON: {error}") from error
+
+
+def _parse_json(text: str, spec: TensorSpec | None, label: str) -> Any:
+    def parse_float(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            wanted = (spec and spec.dtype) or "float64"
+            raise InputError(f"{label}: found a number too large for {wanted}: {_cut(digits)}")
+        return number
+
+    # A string may be written without quotes, so nothing is too large for it.
+    is_text = spec is not None and spec.dtype == "string"
+    try:
+        return json.loads(text, parse_float=float if is_text else parse_float)
+    except RecursionError:
+        raise _too_deep(_depth_of_text(text), spec, label) from None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _too_deep(depth: int, spec: TensorSpec | None, label: str) -> InputError:
+    expected = f"at most {_MAX_DIMENSIONS}"
+    if spec is not None and spec.shape is not None:
+        expected = f"{len(spec.shape)}, {format_shape(spec.shape)}"
+    return InputError(f"{label}: found lists nested {depth} deep; expected {expected}")
+
+
+def _depth_of_text(text: str) -> int:
+    depth = deepest = 0
+    for bracket in re.findall(r"[][{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(depth, deepest)
+    return deepest
+
+
+def _depth(value: Any) -> int:
+    depth = 0
+    level = [value]
+    while level := [item for item in level if isinstance(item, list)]:
+        depth += 1
+        level = [item for items in level for item in items]
+    return depth
 
 
 def to_array(value: Any, spec: TensorSpec, label: str) -> Array:
@@ -124,16 +187,22 @@ def to_array(value: Any, spec: TensorSpec, label: str) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
+        depth = _depth(value)
+        if depth > _MAX_DIMENSIONS:
+            raise _too_deep(depth, spec, label) from error
         raise InputError(f"{label}: the nested lists are not of equal lengths") from error
     if spec.dtype is None:
+        if array.dtype.kind == "O":
+            raise InputError(f"{label}: found {_python_kind(array)}; expected numbers or strings")
         return array.astype(np.float32) if array.dtype == np.float64 else array
     target = numpy_dtype(spec.dtype)
     if array.size == 0 and array.dtype == np.float64:
         return array.astype(target)
     kinds = {"b": "b", "i": "biu", "u": "biu", "f": "iuf", "U": "U", "V": "iuf"}
     if array.dtype.kind == "U" and target.kind in "fV":
-        array = _special_floats(array)
-    whole = target.kind in "iu" and array.dtype.kind == "f" and bool(np.all(array % 1 == 0))
+        array = np.asarray(_special_floats(value))
+    with np.errstate(invalid="ignore"):  # an infinity
+        whole = target.kind in "iu" and array.dtype.kind == "f" and bool(np.all(array % 1 == 0))
     if array.dtype.kind not in kinds[target.kind] and not whole:
         found = _python_kind(array)
         raise InputError(f"{label}: found {found}; expected {spec.dtype} values")
@@ -141,23 +210,24 @@ def to_array(value: Any, spec: TensorSpec, label: str) -> Array:
         limits = np.iinfo(target)
         low, high = int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
+            found = _cut(str(low if low < limits.min else high))
             raise InputError(
-                f"{label}: found {low if low < limits.min else high}; expected {spec.dtype},"
-                f" from {limits.min} to {limits.max}"
+                f"{label}: found {found}; expected {spec.dtype}, from {limits.min} to {limits.max}"
             )
     with np.errstate(over="ignore"):
         result = array.astype(target)
-    if target.kind == "f" and np.any(np.isinf(result) & np.isfinite(array.astype(np.float64))):
+    if target.kind in "fV" and np.any(
+        np.isinf(result.astype(np.float64)) & np.isfinite(array.astype(np.float64))
+    ):
         raise InputError(f"{label}: found a number too large for {spec.dtype}")
     return result
 
 
-def _special_floats(array: Array) -> Array:
-    import numpy as np
-
-    if all(str(item) in ("NaN", "Infinity", "-Infinity") for item in array.flat):
-        return array.astype(np.float64)
-    return array
+def _special_floats(value: Any) -> Any:
+    """Undo what :func:`to_json_values` does to NaN and infinities, in nested lists."""
+    if isinstance(value, list):
+        return [_special_floats(item) for item in value]
+    return float(value) if isinstance(value, str) and value in _SPECIAL else value
 
 
 def _python_kind(array: Array) -> str:
@@ -167,19 +237,9 @@ def _python_kind(array: Array) -> str:
 
 
 def _read_npy(path: Path, spec: TensorSpec, label: str) -> Array:
-    import numpy as np
+    from ..runtime.npz import read_npy, restore_dtype
 
-    from ..runtime.golden import restore_dtype
-
-    try:
-        array = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{label}: {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{label}: {path}: not a readable .npy file: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{label}: {path}: found an .npz archive; expected a .npy file")
-    return restore_dtype(array, spec.name, [spec])
+    return restore_dtype(read_npy(path, f"{label}: {path}"), spec.name, [spec])
 
 
 def to_json_values(array: Array) -> Any:
@@ -219,7 +279,7 @@ def check_output(file: str | None, force: bool) -> None:
 
 def encode_outputs(arrays: Mapping[str, Array], suffix: str) -> bytes:
     """Return outputs as the content of an ``.npz`` or a ``.json`` file."""
-    from ..runtime.golden import dump_npz
+    from ..runtime.npz import dump_npz
 
     if suffix == ".npz":
         return dump_npz(arrays)
@@ -230,19 +290,25 @@ def encode_outputs(arrays: Mapping[str, Array], suffix: str) -> bytes:
 def write_atomically(path: Path, chunks: Sequence[bytes]) -> None:
     """Write a file beside its target and rename it into place.
 
+    Args:
+        path: the target; it gets the permissions that the user's umask allows.
+        chunks: its content.
+
     Raises:
-        UsageError: it cannot be written; nothing is left behind.
+        IngotError: it cannot be written; nothing is left behind.
     """
-    temporary: str | None = None
+    stem = os.fsencode(path.name)[:200].decode(errors="ignore")
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(chunks)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
+        handle = os.open(temporary, flags, 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(chunks)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
+        raise IngotError(f"{path}: cannot be written: {error.strerror or error}") from error

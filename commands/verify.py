@@ -31,12 +31,14 @@ class Check:
         status: ``pass``, ``fail`` or ``skip``.
         message: what was found, in one line.
         exit_code: what the command exits with because of this check; 0 when it does not matter.
+        details: every problem that was found, where there may be several.
     """
 
     name: str
     status: str
     message: str
     exit_code: int = 0
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,17 @@ def verify(
 
     Raises:
         ModelError: the path is no package.
-        PackageError: the archive is malformed or unsafe, so that nothing else can be checked.
+        PackageError: the archive or its metadata is malformed or unsafe, so that nothing else can
+            be checked.
     """
-    from ..runtime.detect import detect
+    from ..runtime.detect import detect, expand
     from ..runtime.package import Package
 
-    path = Path(package).expanduser()
+    path = expand(package)
     kind = detect(path)
     if kind != "package":
-        raise ModelError(f"{path}: found a model or spec ({kind}); expected a package")
+        found = "spec file" if kind == "spec" else f"bare {kind} model"
+        raise ModelError(f"{path}: found a {found}; expected a package")
     with Package(path, check_hashes=False) as opened:
         reader = opened.reader
         container = "directory" if reader.is_directory else "zip"
@@ -122,13 +126,21 @@ def _layout(package: Package) -> Check:
 
 
 def _hashes(package: Package, progress: Callable[[int, int], None] | None) -> Check:
+    try:
+        package.require_manifest()
+    except PackageError as error:
+        return Check("hashes", FAIL, error.message, CheckError.exit_code)
     if package.reader.manifest is None:
         return Check("hashes", SKIP, "no manifest.json: an early Neuropod wrote this package")
     problems = package.reader.check_hashes(progress)
-    if not problems:
-        return Check("hashes", PASS, f"{len(package.reader.manifest)} files match manifest.json")
-    more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
-    return Check("hashes", FAIL, problems[0].describe() + more, CheckError.exit_code)
+    if problems:
+        return _failed("hashes", [problem.describe() for problem in problems], "files")
+    return Check("hashes", PASS, f"{len(package.reader.manifest)} files match manifest.json")
+
+
+def _failed(name: str, details: list[str], what: str) -> Check:
+    more = f" (and {len(details) - 1} more {what})" if len(details) > 1 else ""
+    return Check(name, FAIL, details[0] + more, CheckError.exit_code, tuple(details))
 
 
 def _golden(
@@ -160,6 +172,6 @@ def _golden(
     except IngotError as error:
         return Check("golden", FAIL, error.message, CheckError.exit_code)
     if differences:
-        return Check("golden", FAIL, differences[0].message, CheckError.exit_code)
+        return _failed("golden", [difference.message for difference in differences], "outputs")
     names = ", ".join(sorted(golden.outputs or {})) or "no outputs"
     return Check("golden", PASS, f"{names} within rtol {golden.rtol:g}, atol {golden.atol:g}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from .base import (
     import_framework,
     require_specs,
 )
-from .tensorflow import import_tensorflow, no_keras_home, tensorflow_device, to_tensor
+from .custom_ops import load_once
+from .tensorflow import import_tensorflow, no_keras_home, tensorflow_device
 
 if TYPE_CHECKING:
     from .base import Arrays
@@ -56,6 +56,10 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
             hint="a file of Keras 2 (.h5) is converted by loading it and model.save('model.keras')",
         )
     keras = import_keras(options)
+    if source.custom_ops:
+        load_once(
+            source.custom_ops, "tensorflow", import_tensorflow().load_op_library, source.label
+        )
     try:
         native = keras.saving.load_model(source.path, compile=False, safe_mode=True)
     except Exception as error:
@@ -103,7 +107,6 @@ class KerasModel(Model):
             for name, value in zip(self._output_names, keras.tree.flatten(returned), strict=True)
         ]
         self.inputs, self.outputs = require_specs(source, inputs, outputs)
-        self._convert: Callable[[np.ndarray[Any, Any]], Any] = keras.ops.convert_to_tensor
         self._call = self._compile(options)
 
     def _compile(self, options: LoadOptions) -> Any:
@@ -111,7 +114,6 @@ class KerasModel(Model):
         if self._keras.backend.backend() != "tensorflow":
             return lambda feeds: native(feeds, training=False)
         tensorflow = import_tensorflow()
-        self._convert = partial(to_tensor, tensorflow)
         device = tensorflow_device(tensorflow, options.device)
 
         def call(feeds: Any) -> Any:
@@ -123,9 +125,11 @@ class KerasModel(Model):
     def run(
         self, arrays: Arrays, outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
+        # A copy: a variable that is assigned from a view of the caller's array would keep it.
+        convert = self._keras.ops.convert_to_tensor
         try:
             values = self.call_tensors(
-                {name: self._convert(arrays[name]) for name in self._feed_names}, self._call
+                {name: convert(arrays[name]) for name in self._feed_names}, self._call
             )
         except Exception as error:
             raise ModelError(f"{self._label}: the model failed: {first_line(error)}") from error

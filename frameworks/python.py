@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
             f"{source.label}: the entry point {source.entrypoint!r} returned a"
             f" {type(function).__name__}; expected a callable of named arrays"
         )
+    # Models get views that cannot be written to; PyTorch warns of each one it is handed.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
     return _PythonModel(source, function, code)
 
 
@@ -100,6 +103,7 @@ class _PythonModel(Model):
         self.version = ".".join(str(part) for part in sys.version_info[:3])
         self._label = source.label
         self._code = code
+        self._writes = False
         names = [spec.name for spec in self.inputs]
         self._by_keyword = takes_keywords(function, names)
         self._output_names = [spec.name for spec in self.outputs]
@@ -108,18 +112,33 @@ class _PythonModel(Model):
         self, arrays: Arrays, outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
         try:
-            if self._by_keyword:
-                returned = self.native(**arrays)
-            else:
-                returned = self.native(
-                    *(arrays[spec.name] for spec in self.inputs if spec.name in arrays)
-                )
+            returned = self._call(arrays)
         except Exception as error:
             raise user_code_error(self._label, "the model", error, self._code.folder) from error
         named = name_outputs(returned, self._output_names, self._label)
         wanted: Mapping[str, Any] | list[str]
         wanted = named if outputs is None else [name for name in outputs if name in named]
         return {name: self._array(name, named[name]) for name in wanted}
+
+    def _call(self, arrays: Arrays) -> Any:
+        """Call the model with views that cannot be written to, or with copies once it tried to."""
+        if self._writes:
+            return self._invoke({name: array.copy() for name, array in arrays.items()})
+        views = {name: array.view() for name, array in arrays.items()}
+        for view in views.values():
+            view.flags.writeable = False
+        try:
+            return self._invoke(views)
+        except ValueError as error:
+            if "read-only" not in str(error):
+                raise
+            self._writes = True
+            return self._call(arrays)
+
+    def _invoke(self, arrays: Arrays) -> Any:
+        if self._by_keyword:
+            return self.native(**arrays)
+        return self.native(*(arrays[spec.name] for spec in self.inputs if spec.name in arrays))
 
     def _array(self, name: str, value: Any) -> np.ndarray[Any, Any]:
         if hasattr(value, "detach") and hasattr(value, "numpy"):  # a PyTorch tensor

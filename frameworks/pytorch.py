@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +125,7 @@ class _TorchModel(Model):
         self.version = torch.__version__
         self._label = source.label
         self._code = code
-        self._no_grad = torch.no_grad
-        self._converter = TensorConverter(device, source.label)
+        self._converter = TensorConverter(device, source.label, native)
         names = [spec.name for spec in self.inputs]
         self._by_keyword = takes_keywords(getattr(native, "forward", native), names)
         self._output_names = [spec.name for spec in self.outputs]
@@ -139,19 +138,17 @@ class _TorchModel(Model):
             names = list(arrays)
         else:
             names = [spec.name for spec in self.inputs if spec.name in arrays]
-        tensors = {name: converter.to_tensor(name, arrays[name]) for name in names}
         try:
-            with self._no_grad():
-                if self._by_keyword:
-                    returned = self.native(**tensors)
-                else:
-                    returned = self.native(*tensors.values())
+            returned = converter.call(arrays, names, self._invoke)
         except Exception as error:
             raise user_code_error(self._label, "the model", error, self._code.folder) from error
-        converter.note_writes(tensors)
         named = name_outputs(returned, self._output_names, self._label)
-        wanted = named if outputs is None else [name for name in outputs if name in named]
-        return {name: converter.to_array(name, named[name]) for name in wanted}
+        return converter.to_arrays(named, outputs, arrays)
+
+    def _invoke(self, tensors: Mapping[str, Any]) -> Any:
+        if self._by_keyword:
+            return self.native(**tensors)
+        return self.native(*tensors.values())
 
     def close(self) -> None:
         self._code.close()

@@ -115,7 +115,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     device = tensorflow_device(tensorflow, options.device)
     if source.path.is_dir():
         return _SavedModel(source, tensorflow, device)
-    return _GraphModel(source, tensorflow, device)
+    return _GraphModel(source, tensorflow, device, options.threads)
 
 
 def tensorflow_device(tensorflow: Any, device: str) -> str:
@@ -131,7 +131,9 @@ def tensorflow_device(tensorflow: Any, device: str) -> str:
 class _GraphModel(Model):
     """A GraphDef in a session of its own; ``make_callable`` is the fastest way to call one."""
 
-    def __init__(self, source: ModelSource, tensorflow: Any, device: str) -> None:
+    def __init__(
+        self, source: ModelSource, tensorflow: Any, device: str, threads: int | None
+    ) -> None:
         if source.inputs is None or source.outputs is None or source.node_name_mapping is None:
             raise ModelError(
                 f"{source.label}: a GraphDef needs inputs, outputs and node_name_mapping"
@@ -141,13 +143,23 @@ class _GraphModel(Model):
         self._label = source.label
         v1 = tensorflow.compat.v1
         graph = tensorflow.Graph()
-        with graph.as_default(), graph.device(device):
-            v1.import_graph_def(read_graph_def(source.path, source.label, tensorflow), name="")
+        graph_def = read_graph_def(source.path, source.label, tensorflow)
+        try:
+            with graph.as_default(), graph.device(device):
+                v1.import_graph_def(graph_def, name="")
+        except Exception as error:
+            raise ModelError(
+                f"{source.label}: TensorFlow {self.version} cannot import the graph:"
+                f" {first_line(error)}"
+            ) from error
         self.native = graph
         self._nodes = {
             spec.name: _node(graph, source, spec.name) for spec in (*self.inputs, *self.outputs)
         }
         config = v1.ConfigProto(allow_soft_placement=True)
+        if threads is not None:
+            config.intra_op_parallelism_threads = threads
+            config.inter_op_parallelism_threads = 1
         self._session = v1.Session(graph=graph, config=config)
         try:
             for name in source.init_op_names:
@@ -163,19 +175,20 @@ class _GraphModel(Model):
     ) -> dict[str, np.ndarray[Any, Any]]:
         fed = tuple(arrays)
         wanted = tuple(spec.name for spec in self.outputs) if outputs is None else tuple(outputs)
-        call = self._callables.get((fed, wanted))
-        if call is None:
-            call = self._session.make_callable(
-                [self._nodes[name] for name in wanted], [self._nodes[name] for name in fed]
-            )
-            self._callables[fed, wanted] = call
         try:
+            call = self._callables.get((fed, wanted))
+            if call is None:
+                call = self._session.make_callable(
+                    [self._nodes[name] for name in wanted], [self._nodes[name] for name in fed]
+                )
+                self._callables[fed, wanted] = call
             values = call(*arrays.values())
+            return {
+                name: _unicode(np.asarray(value))
+                for name, value in zip(wanted, values, strict=True)
+            }
         except Exception as error:
             raise ModelError(f"{self._label}: the model failed: {first_line(error)}") from error
-        return {
-            name: _unicode(np.asarray(value)) for name, value in zip(wanted, values, strict=True)
-        }
 
     def close(self) -> None:
         self._session.close()
@@ -210,35 +223,16 @@ class _SavedModel(Model):
     def run(
         self, arrays: Arrays, outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
-        tensorflow = self._tensorflow
+        # A copy: a variable that is assigned from a view of the caller's array would keep it.
+        convert = self._tensorflow.convert_to_tensor
         try:
-            with tensorflow.device(self._device):
-                feeds = {
-                    name: to_tensor(tensorflow, array, self._dtypes[name])
-                    for name, array in arrays.items()
-                }
+            with self._tensorflow.device(self._device):
+                feeds = {name: convert(array, self._dtypes[name]) for name, array in arrays.items()}
                 values: Mapping[str, Any] = self._signature(**feeds)
+            wanted = [spec.name for spec in self.outputs] if outputs is None else outputs
+            return {name: _unicode(values[name].numpy()) for name in wanted}
         except Exception as error:
             raise ModelError(f"{self._label}: the model failed: {first_line(error)}") from error
-        wanted = [spec.name for spec in self.outputs] if outputs is None else outputs
-        return {name: _unicode(values[name].numpy()) for name in wanted}
-
-
-_ALIGNMENT = 64
-_WORTH_A_VIEW = 4096
-
-
-def to_tensor(tensorflow: Any, array: np.ndarray[Any, Any], dtype: Any = None) -> Any:
-    """Return an array as a tensor, which shares its memory where TensorFlow can take a view.
-
-    It can when the array is contiguous and starts at a multiple of 64 bytes; else it copies.
-    """
-    if array.nbytes >= _WORTH_A_VIEW and array.dtype.kind in "biuf" and array.dtype.isnative:
-        flags = array.flags
-        aligned = array.__array_interface__["data"][0] % _ALIGNMENT == 0
-        if aligned and flags.c_contiguous and flags.writeable:
-            return tensorflow.experimental.dlpack.from_dlpack(array.__dlpack__())
-    return tensorflow.convert_to_tensor(array, dtype)
 
 
 def read_graph_def(path: Path | None, label: str, tensorflow: Any) -> Any:
@@ -282,14 +276,14 @@ def _node(graph: Any, source: ModelSource, name: str) -> Any:
 
 
 def _specs(tensors: Mapping[str, Any]) -> list[TensorSpec]:
-    """Tensor specs of a signature, in TensorFlow's own (sorted) order."""
+    """Tensor specs of a signature by name: TensorFlow's order differs from process to process."""
     return [
         TensorSpec(
             name,
             canonical_dtype(tensor.dtype.name),
             None if tensor.shape.rank is None else tuple(tensor.shape.as_list()),
         )
-        for name, tensor in tensors.items()
+        for name, tensor in sorted(tensors.items())
     ]
 
 

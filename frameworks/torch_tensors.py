@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,20 +52,70 @@ def load_custom_ops(paths: Sequence[Path], label: str) -> None:
 
 
 class TensorConverter:
-    """Converts the inputs and outputs of one model.
+    """Converts the inputs and outputs of one model, and calls it.
 
-    A model that writes to an input in place would write to the caller's array. The first time this
-    is seen it is said in a warning, and from then on that input is copied.
+    Inputs are views of the caller's arrays. The first call is watched: before an operator writes to
+    an input, the call is given up and made again with a copy of that input, as are all later calls.
+    A write that comes only later (it depends on the data) is noticed afterwards, and said.
     """
 
-    def __init__(self, device: torch.device, label: str) -> None:
+    def __init__(self, device: torch.device, label: str, native: Any) -> None:
         self._torch = import_torch()
         self._tensor = self._torch.Tensor
         self._from_numpy = self._torch.from_numpy
+        self._no_grad = self._torch.no_grad
         self._device = device
         self._on_cpu = device.type == "cpu"
         self._label = label
         self._written: set[str] = set()
+        self._watched = not self._on_cpu
+        self._state: frozenset[int] = frozenset()
+        if isinstance(native, self._torch.nn.Module):
+            tensors = [*native.parameters(), *native.buffers()]
+            self._state = frozenset(_address(tensor) for tensor in tensors)
+
+    def call(
+        self, arrays: Mapping[str, Any], names: Iterable[str], invoke: Callable[[Any], Any]
+    ) -> Any:
+        """Call a model without gradients.
+
+        Args:
+            arrays: arrays by input name.
+            names: the inputs to pass, in order.
+            invoke: gets tensors by name, in that order.
+        """
+        tensors = {name: self.to_tensor(name, arrays[name]) for name in names}
+        if not self._watched:
+            return self._watched_call(arrays, tensors, invoke)
+        with self._no_grad():
+            returned = invoke(tensors)
+        self._note_writes(tensors)
+        return returned
+
+    def _watched_call(
+        self, arrays: Mapping[str, Any], tensors: dict[str, Any], invoke: Callable[[Any], Any]
+    ) -> Any:
+        from .torch_writes import watch_writes
+
+        while True:
+            watch = watch_writes(
+                {
+                    _address(tensor): name
+                    for name, tensor in tensors.items()
+                    if isinstance(tensor, self._tensor) and name not in self._written
+                }
+            )
+            try:
+                with self._no_grad(), watch:
+                    returned = invoke(tensors)
+            except Exception:
+                if watch.written is None:
+                    raise
+                self._written.add(watch.written)
+                tensors[watch.written] = self.to_tensor(watch.written, arrays[watch.written])
+                continue
+            self._watched = True
+            return returned
 
     def to_tensor(self, name: str, array: np.ndarray[Any, Any]) -> Any:
         """Return a tensor that shares the array's memory; strings become (nested) lists."""
@@ -85,18 +135,44 @@ class TensorConverter:
                 tensor = self._torch.from_numpy(array.copy())
         return tensor if self._on_cpu else tensor.to(self._device)
 
-    def note_writes(self, tensors: Mapping[str, Any]) -> None:
-        """Warn about each input that the model has written to."""
+    def _note_writes(self, tensors: Mapping[str, Any]) -> None:
         kind = self._tensor
         for name, tensor in tensors.items():
             if type(tensor) is kind and tensor._version and name not in self._written:
                 self._written.add(name)
                 logging.getLogger("ingot").warning(
-                    "%s: the model writes to its input %r in place; the array passed in was"
+                    "%s: the model has written to its input %r in place; the array passed in was"
                     " changed, and is copied from the next call on",
                     self._label,
                     name,
                 )
+
+    def to_arrays(
+        self,
+        named: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+        arrays: Mapping[str, np.ndarray[Any, Any]],
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Return outputs as arrays that share the tensors' memory, but neither weights nor inputs.
+
+        Args:
+            named: outputs by name, as :meth:`to_array` takes them.
+            outputs: the outputs wanted; None means all.
+            arrays: what the model was called with.
+        """
+        wanted = named if outputs is None else [name for name in outputs if name in named]
+        result = {name: self.to_array(name, named[name]) for name in wanted}
+        for name, array in result.items():
+            shared = any(np.may_share_memory(array, given) for given in arrays.values())
+            if shared or self._is_state(named[name]):
+                result[name] = array.copy()
+        return result
+
+    def _is_state(self, value: Any) -> bool:
+        """Whether a tensor is a parameter or a buffer of the model, or a view of one."""
+        if not self._state or not isinstance(value, self._tensor) or not value.is_cpu:
+            return False
+        return _address(value) in self._state
 
     def to_array(self, name: str, value: Any) -> np.ndarray[Any, Any]:
         """Return an output as an array that shares the tensor's memory.
@@ -133,3 +209,11 @@ class TensorConverter:
                 " expected a tensor, a number, or (lists of) strings"
             )
         return array
+
+
+def _address(tensor: Any) -> int:
+    """The address of the memory that a tensor is a view of; 0 for those that have none."""
+    try:
+        return int(tensor.untyped_storage().data_ptr())
+    except (NotImplementedError, RuntimeError):  # sparse tensors have no storage
+        return 0

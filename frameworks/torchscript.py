@@ -90,8 +90,7 @@ class TorchScriptModel(Model):
         self.native = module
         self.version = torch.__version__
         self._label = source.label
-        self._no_grad = torch.no_grad
-        self._converter = TensorConverter(device, source.label)
+        self._converter = TensorConverter(device, source.label, module)
         arguments = module.forward.schema.arguments[1:]
         names = [argument.name for argument in arguments]
         self.inputs = _inputs(source, arguments)
@@ -116,21 +115,19 @@ class TorchScriptModel(Model):
             names: Iterable[str] = arrays
         else:
             names = [spec.name for spec in self.inputs if spec.name in arrays]
-        tensors = {name: converter.to_tensor(name, arrays[name]) for name in names}
         try:
-            with self._no_grad():
-                if self._by_keyword:
-                    returned = self.native(**tensors)
-                elif self._as_dict:
-                    returned = self.native(dict(tensors))
-                else:
-                    returned = self.native(*tensors.values())
+            returned = converter.call(arrays, names, self._invoke)
         except Exception as error:
             raise ModelError(f"{self._label}: the model failed: {_reason(error)}") from error
-        converter.note_writes(tensors)
         named = name_outputs(returned, self._output_names, self._label)
-        wanted = named if outputs is None else [name for name in outputs if name in named]
-        return {name: converter.to_array(name, named[name]) for name in wanted}
+        return converter.to_arrays(named, outputs, arrays)
+
+    def _invoke(self, tensors: dict[str, Any]) -> Any:
+        if self._by_keyword:
+            return self.native(**tensors)
+        if self._as_dict:
+            return self.native(tensors)
+        return self.native(*tensors.values())
 
 
 def _inputs(source: ModelSource, arguments: Sequence[Any]) -> tuple[TensorSpec, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
@@ -26,6 +29,7 @@ from ..specs import TensorSpec, parse_tensor_specs
 
 PathLike = str | os.PathLike[str]
 Array = np.ndarray[Any, Any]
+Function = TypeVar("Function", bound=Callable[..., Path])
 TensorSpecs = Iterable[TensorSpec | Mapping[str, Any]]
 
 
@@ -312,6 +316,36 @@ class PackageBuilder:
         return found | dict(self.options.provenance)
 
 
+def packager(function: Function) -> Function:
+    """Give a ``create_*_package`` the explicit signature that its ``**arguments`` stand for."""
+    signature = inspect.signature(function)
+    own = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
+    common = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=item.type,
+            default={} if item.default is MISSING else item.default,
+        )
+        for item in fields(PackageOptions)
+    ]
+    known = [item.name for item in (*own, *common)]
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}"
+                )
+        return function(*args, **kwargs)
+
+    checked.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]
+
+
 def package_sha256(path: Path) -> str:
     """Return the sha256 of a zip, or of the ``manifest.json`` of a directory, which covers it."""
     with (path / "manifest.json" if path.is_dir() else path).open("rb") as file:
@@ -330,7 +364,13 @@ def parsed(specs: TensorSpecs | None, key: str) -> tuple[TensorSpec, ...] | None
 def _as_arrays(values: Mapping[str, Any] | None) -> dict[str, Array] | None:
     if values is None:
         return None
-    return {str(name): np.asarray(value) for name, value in values.items()}
+    arrays = {}
+    for name, value in values.items():
+        try:
+            arrays[str(name)] = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"golden data: {name!r} is no array: {error}") from error
+    return arrays
 
 
 def exactly_one(**candidates: Any) -> str:

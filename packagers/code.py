@@ -10,6 +10,22 @@ from typing import Any
 from ..errors import ModelError, SpecError, UsageError
 
 
+def python_roots(code_path_spec: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Return the roots of a ``code_path_spec``, with ``~`` expanded.
+
+    Raises:
+        SpecError: an entry has other keys than ``python_root`` and ``dirs_to_package``.
+    """
+    for index, entry in enumerate(code_path_spec):
+        if set(entry) != {"python_root", "dirs_to_package"}:
+            raise SpecError(
+                f"found the keys {', '.join(sorted(entry))};"
+                " expected python_root and dirs_to_package",
+                key=f"code_path_spec[{index}]",
+            )
+    return [Path(entry["python_root"]).expanduser() for entry in code_path_spec]
+
+
 def collect_folders(code_path_spec: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
     """Return the files that a ``code_path_spec`` names, by path below ``0/code``.
 
@@ -22,17 +38,15 @@ def collect_folders(code_path_spec: Sequence[Mapping[str, Any]]) -> dict[str, Pa
         UsageError: two roots give one file.
     """
     files: dict[str, Path] = {}
-    for index, entry in enumerate(code_path_spec):
+    for index, root in enumerate(python_roots(code_path_spec)):
         key = f"code_path_spec[{index}]"
-        if set(entry) != {"python_root", "dirs_to_package"}:
-            raise SpecError(
-                f"found the keys {', '.join(sorted(entry))};"
-                " expected python_root and dirs_to_package",
-                key=key,
-            )
-        root = Path(entry["python_root"]).expanduser()
-        for folder in entry["dirs_to_package"]:
+        for folder in code_path_spec[index]["dirs_to_package"]:
             start = root / folder
+            if Path(folder).is_absolute() or ".." in Path(folder).parts:
+                raise SpecError(
+                    f"found {folder!r}; expected a folder below python_root",
+                    key=f"{key}.dirs_to_package",
+                )
             if not start.is_dir():
                 raise SpecError(f"{start}: no such folder", key=f"{key}.dirs_to_package")
             for path in _walk(start):

@@ -12,10 +12,19 @@ from typing import Any, Unpack
 from ..errors import ModelError, UsageError
 from ..frameworks import LoadOptions, ModelSource
 from ..specs import TensorSpec
-from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, exactly_one, parsed
+from .base import (
+    PackageArguments,
+    PackageBuilder,
+    PathLike,
+    TensorSpecs,
+    exactly_one,
+    packager,
+    parsed,
+)
 from .tensorflow import save_trackable
 
 
+@packager
 def create_keras_package(
     path: PathLike,
     model_name: str,
@@ -106,7 +115,8 @@ def _package_live(
 def save_keras(model: Any, file: Path) -> None:
     """Save a model as a ``.keras`` file whose bytes depend on the model only.
 
-    Keras writes the date into it and gives the archive's entries the time of saving.
+    Keras writes the date and addresses of objects into it, and gives the archive's entries the
+    time of saving.
 
     Raises:
         ModelError: Keras cannot save it.
@@ -127,10 +137,27 @@ def save_keras(model: Any, file: Path) -> None:
                 metadata["date_saved"] = "2000-01-01@00:00:00"
                 new.writestr(info, json.dumps(metadata, sort_keys=True))
                 continue
+            if name == "config.json":
+                new.writestr(info, json.dumps(_number_objects(json.loads(old.read(name)), {})))
+                continue
             with old.open(name) as source, new.open(info, "w", force_zip64=True) as target:
                 while block := source.read(1 << 20):
                     target.write(block)
     draft.unlink()
+
+
+def _number_objects(value: Any, numbers: dict[int, int]) -> Any:
+    """Replace the addresses by which Keras tells shared objects apart with consecutive numbers."""
+    if isinstance(value, list):
+        return [_number_objects(item, numbers) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: numbers.setdefault(item, len(numbers))
+        if key == "shared_object_id" and isinstance(item, int)
+        else _number_objects(item, numbers)
+        for key, item in value.items()
+    }
 
 
 def _save_savedmodel(

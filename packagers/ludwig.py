@@ -7,13 +7,14 @@ from typing import Unpack
 
 from ..frameworks.embedded import ludwig_entry
 from ..frameworks.ludwig import read_specs, require_ludwig
-from .base import PackageArguments, PackageOptions, PathLike, TensorSpecs
+from .base import PackageArguments, PackageOptions, PathLike, TensorSpecs, packager
 from .python import Code, package_code
 
 # What training leaves in the folder, and running the model does not need.
 _LEFT_BEHIND = ("llm_eval_examples", "logs", "training_checkpoints", "training_progress.json")
 
 
+@packager
 def create_ludwig_package(
     path: PathLike,
     model_name: str | None = None,

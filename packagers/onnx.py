@@ -7,9 +7,10 @@ from typing import Unpack
 
 from ..frameworks import ModelSource
 from ..runtime.child import onnx_external_data
-from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, parsed
+from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, packager, parsed
 
 
+@packager
 def create_onnx_package(
     path: PathLike,
     model_name: str,

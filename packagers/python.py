@@ -11,8 +11,8 @@ from ..errors import ModelError, SpecError, UsageError
 from ..frameworks import ModelSource
 from ..frameworks.embedded import ingot_entry
 from ..runtime.requirements import parse_lock
-from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, parsed
-from .code import collect_folders, collect_reachable, with_init_files
+from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, packager, parsed
+from .code import collect_folders, collect_reachable, python_roots, with_init_files
 from .lock import compile_requirements
 
 DataPaths = Iterable[Mapping[str, Any]]
@@ -50,6 +50,7 @@ class Code:
     label: str | None = None
 
 
+@packager
 def create_python_package(
     path: PathLike,
     model_name: str,
@@ -99,6 +100,7 @@ def create_python_package(
     return package_code(path, model_name, "python", input_spec, output_spec, code, arguments)
 
 
+@packager
 def create_pytorch_package(
     path: PathLike,
     model_name: str,
@@ -178,10 +180,12 @@ def package_code(
     if inputs is None or outputs is None:
         raise UsageError("Python code needs input_spec and output_spec")
     with PackageBuilder(path, model_name, "python", arguments) as builder:
-        roots = [Path(entry["python_root"]) for entry in code.code_path_spec or ()]
-        _refuse_output_below(builder.path, roots)
+        code_root = code.code_root
         if code.code_path_spec is not None:
+            roots = python_roots(code.code_path_spec)
+            _refuse_output_below(builder.path, roots)
             files = collect_folders(code.code_path_spec)
+            code_root = _root_of(code.entrypoint_package, roots)
         else:
             files = collect_reachable(code.code_root or Path(), code.entrypoint_package)
         for name, file in sorted(with_init_files(files).items()):
@@ -229,7 +233,7 @@ def package_code(
             outputs,
             entrypoint=entrypoint,
             entrypoint_kwargs=dict(code.kwargs or {}),
-            code_root=roots[0] if roots else code.code_root,
+            code_root=code_root,
             data_files=data,
             always_pass_data_root=framework == "python" and code.pass_data_root,
             weights=weights,
@@ -246,10 +250,17 @@ def _add_wrapper(builder: PackageBuilder, files: Mapping[str, Path]) -> None:
     builder.add_file("0/code/ingot_entry.py", Path(ingot_entry.__file__))
 
 
+def _root_of(module: str, roots: Sequence[Path]) -> Path | None:
+    """Return the root that holds the entry module, else the first one."""
+    top = module.partition(".")[0]
+    holding = [root for root in roots if (root / f"{top}.py").is_file() or (root / top).is_dir()]
+    return next(iter(holding or roots), None)
+
+
 def _refuse_output_below(path: Path, roots: Sequence[Path]) -> None:
     target = path.absolute().resolve()
     for root in roots:
-        if target.is_relative_to(root.expanduser().resolve()):
+        if target.is_relative_to(root.resolve()):
             raise UsageError(
                 f"{path}: the package would lie below python_root {root}, whose code goes into it",
                 hint="write it somewhere else (-o)",

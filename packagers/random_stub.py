@@ -8,10 +8,11 @@ from typing import Unpack
 
 from ..frameworks.embedded import random_outputs
 from ..runtime.config import dump_json
-from .base import PackageArguments, PathLike, TensorSpecs, parsed
+from .base import PackageArguments, PathLike, TensorSpecs, packager, parsed
 from .python import Code, package_code
 
 
+@packager
 def create_random_package(
     path: PathLike,
     model_name: str,

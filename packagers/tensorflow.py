@@ -10,9 +10,18 @@ from typing import Any, Unpack
 from ..errors import IngotError, ModelError, SpecError, UsageError
 from ..frameworks import ModelSource
 from ..specs import TensorSpec
-from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, exactly_one, parsed
+from .base import (
+    PackageArguments,
+    PackageBuilder,
+    PathLike,
+    TensorSpecs,
+    exactly_one,
+    packager,
+    parsed,
+)
 
 
+@packager
 def create_tensorflow_package(
     path: PathLike,
     model_name: str,

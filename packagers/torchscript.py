@@ -9,9 +9,18 @@ from typing import Any, Unpack
 
 from ..errors import ModelError, UsageError
 from ..frameworks import ModelSource
-from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, exactly_one, parsed
+from .base import (
+    PackageArguments,
+    PackageBuilder,
+    PathLike,
+    TensorSpecs,
+    exactly_one,
+    packager,
+    parsed,
+)
 
 
+@packager
 def create_torchscript_package(
     path: PathLike,
     model_name: str,
@@ -29,7 +38,9 @@ def create_torchscript_package(
         model_name: the model's name.
         input_spec: the inputs.
         output_spec: the outputs.
-        module: a ``torch.jit.ScriptModule``; exactly one of this and ``module_path``.
+        module: a ``torch.jit.ScriptModule``; exactly one of this and ``module_path``. PyTorch
+            writes the constants of a module in the order of a set, so that only packages made from
+            a file are the same bytes whatever the process.
         module_path: a TorchScript file.
         arguments: see :class:`~ingot.packagers.base.PackageOptions`.
 

@@ -227,8 +227,13 @@ class PackageReader:
             IngotError: the destination cannot be written.
         """
         destination = Path(destination)
-        names = [name for name in self.names if _is_under(name, prefix)]
         check = verify and self.manifest is not None
+        listed = self.manifest or {}
+        names = [
+            name
+            for name in self.names
+            if _is_under(name, prefix) and (name in listed or not self._is_byte_code(name))
+        ]
         if check:
             for problem in self._listing_problems(prefix):
                 raise PackageError(f"{self.path}: {problem.describe()}")

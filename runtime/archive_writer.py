@@ -37,10 +37,10 @@ Write = Callable[[memoryview], object]
 
 
 class BlockCopier:
-    """Copies and hashes streams through a few reused buffers, hashing in a thread while writing.
+    """Copies and hashes streams through a few reused buffers, hashing in a thread beside the rest.
 
     ``hashlib`` and ``zlib`` release the interpreter's lock on blocks of this size, so SHA-256
-    runs beside the CRC, the compression and the write: the slower of the two sets the pace.
+    runs beside reading, CRC, compression and write: the slower of the two sets the pace.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class BlockCopier:
                 if not count:
                     break
                 block = buffer[:count]
-                if write is None or count < _PARALLEL_FROM:
+                if count < _PARALLEL_FROM:
                     wait(hashing)
                     hashing.clear()
                     digest.update(block)
@@ -418,7 +418,20 @@ def _is_real_directory(path: Path) -> bool:
 def _may_be_replaced(directory: Path) -> bool:
     """Whether it is empty or a package, so that ``--force`` never removes anything else."""
     names = set(os.listdir(directory))
-    return not names or MANIFEST in names or {"config.json", "0"} <= names
+    if not names:
+        return True
+    if not {"config.json", "0"} <= names:
+        return False
+    try:
+        listed = set(json.loads((directory / MANIFEST).read_bytes())["files"])
+    except FileNotFoundError:  # an early Neuropod wrote it
+        return names <= {"config.json", "0", "test_data.pkl"}
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    found = {
+        path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()
+    }
+    return all(name in listed or name == MANIFEST or name.endswith(".pyc") for name in found)
 
 
 def _remove(path: Path) -> None:

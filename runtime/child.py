@@ -24,6 +24,7 @@ import numpy as np
 from .. import errors
 from ..errors import IngotError, ModelError
 from ..frameworks import LoadOptions, ModelSource
+from ..frameworks.signatures import Signature, read_signature
 from ..specs import TensorSpec, parse_tensor_specs
 from .golden import Difference, Golden, compare, dump_npz, read_npz, restore_dtype
 
@@ -66,6 +67,20 @@ def run_source(source: ModelSource, inputs: Mapping[str, Array] | None) -> Sourc
             read = read_npz(Path(request["outputs"]), source.label)
             arrays = {name: restore_dtype(array, name, outputs) for name, array in read.items()}
         return SourceRun(_unpack_specs(answer["inputs"]), outputs, arrays)
+
+
+def describe_source(source: ModelSource) -> Signature:
+    """Read what a model takes and returns in a fresh process, as far as it says without a run.
+
+    Raises:
+        IngotError: whatever loading raised there; ModelError when the process died.
+    """
+    with tempfile.TemporaryDirectory(prefix="ingot-read-") as folder:
+        request = {"action": "signature", "source": _pack_source(source)}
+        answer = _ask(request, folder, source.label)
+        return Signature(
+            _unpack_specs(answer["inputs"]), _unpack_specs(answer["outputs"]), answer["mapping"]
+        )
 
 
 def check_package(
@@ -231,6 +246,15 @@ def _run_source(request: Mapping[str, Any]) -> dict[str, Any]:
         }
 
 
+def _read_signature(request: Mapping[str, Any]) -> dict[str, Any]:
+    found = read_signature(_unpack_source(request["source"]))
+    return {
+        "inputs": [spec.to_dict() for spec in found.inputs],
+        "outputs": [spec.to_dict() for spec in found.outputs],
+        "mapping": found.node_name_mapping,
+    }
+
+
 def _check_package(request: Mapping[str, Any]) -> dict[str, Any]:
     from .session import load
 
@@ -264,6 +288,7 @@ def _external_data(request: Mapping[str, Any]) -> dict[str, Any]:
 _ACTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "source": _run_source,
     "package": _check_package,
+    "signature": _read_signature,
     "external_data": _external_data,
 }
 

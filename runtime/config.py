@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,12 @@ PLATFORMS = ("tensorflow", "torchscript", "python", "onnx", "keras")
 
 DEVICES = ("CPU", "GPU")
 
+_PROVENANCE = {"framework": ("name", "version"), "spec": ("file", "sha256")}
+"""Objects of strings in ``ingot.provenance``; what else it holds is free."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
 
 @dataclass(frozen=True)
 class PackageConfig:
@@ -31,7 +39,8 @@ class PackageConfig:
         platform_version_semver: npm-style range of framework versions that may run it.
         custom_ops: names of the files below ``0/ops``.
         input_tensor_device: ``GPU`` or ``CPU`` for each input.
-        extras: Ingot's own keys (``format_version``, ``test``, ``provenance``, ``license``).
+        extras: Ingot's own keys (``format_version``, ``test``, ``provenance``, ``license``); empty
+            only when Neuropod wrote the package, else there is a ``format_version``.
     """
 
     name: str
@@ -53,8 +62,7 @@ class PackageConfig:
         config = parse_json_object(data, label, "config.json")
 
         def fail(key: str, expected: str) -> PackageError:
-            found = repr(config[key]) if key in config else "nothing"
-            return PackageError(f"{label}: config.json: {key}: found {found}; expected {expected}")
+            return metadata_error(label, "config.json", config, key, expected)
 
         for key in ("name", "platform"):
             if not isinstance(config.get(key), str) or not config[key]:
@@ -73,21 +81,12 @@ class PackageConfig:
         if not isinstance(semver, str):
             raise fail("platform_version_semver", "a semver range")
         ops = config.get("custom_ops", [])
-        if not isinstance(ops, list) or not all(_is_basename(name) for name in ops):
+        if not isinstance(ops, list) or not all(is_basename(name) for name in ops):
             raise fail("custom_ops", "a list of file names")
         devices = config.get("input_tensor_device", {})
-        if not isinstance(devices, dict) or not set(devices.values()) <= set(DEVICES):
+        if not isinstance(devices, dict) or not all(item in DEVICES for item in devices.values()):
             raise fail("input_tensor_device", "CPU or GPU by input name")
-        extras = config.get("ingot", {})
-        if not isinstance(extras, dict):
-            raise fail("ingot", "an object")
-        version = extras.get("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise PackageError(
-                f"{label}: config.json: ingot.format_version: found {version!r};"
-                f" this Ingot reads up to {FORMAT_VERSION}",
-                hint="install a newer Ingot",
-            )
+        extras = _parse_extras(config["ingot"], label) if "ingot" in config else {}
         inputs = specs["input_spec"]
         return cls(
             name=config["name"],
@@ -136,5 +135,75 @@ def parse_json_object(data: bytes, label: str, name: str) -> dict[str, Any]:
     return value
 
 
-def _is_basename(name: object) -> bool:
+def metadata_error(
+    label: str, file: str, section: Mapping[str, Any], key: str, expected: str
+) -> PackageError:
+    """Return an error about one key of a JSON file.
+
+    Args:
+        label: what to call the package.
+        file: the file in the package.
+        section: the object that holds the key, or should.
+        key: its dotted path; the last part is its name in ``section``.
+        expected: what would have been right.
+    """
+    name = key.rpartition(".")[2]
+    found = _SHORT.repr(section[name]) if name in section else "nothing"
+    return PackageError(f"{label}: {file}: {key}: found {found}; expected {expected}")
+
+
+def is_basename(name: object) -> bool:
+    """Whether a JSON value is the name of a file, without any folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _parse_extras(extras: object, label: str) -> dict[str, Any]:
+    """Check the section ``ingot``; without a ``format_version`` it is of the first.
+
+    Raises:
+        PackageError: a key has an impossible value, or the version is newer than this Ingot.
+    """
+
+    def fail(section: Mapping[str, Any], key: str, expected: str) -> PackageError:
+        return metadata_error(label, "config.json", section, key, expected)
+
+    if not isinstance(extras, dict):
+        raise fail({"ingot": extras}, "ingot", "an object")
+    version = extras.get("format_version", 1)
+    if type(version) is not int or version < 1:
+        raise fail(extras, "ingot.format_version", "a positive integer")
+    if version > FORMAT_VERSION:
+        raise PackageError(
+            f"{label}: config.json: ingot.format_version: found {_SHORT.repr(version)};"
+            f" this Ingot reads up to {FORMAT_VERSION}",
+            hint="install a newer Ingot",
+        )
+    if not isinstance(extras.get("license", ""), str):
+        raise fail(extras, "ingot.license", "a string")
+    for key in ("test", "provenance"):
+        if not isinstance(extras.get(key, {}), dict):
+            raise fail(extras, f"ingot.{key}", "an object")
+    test = extras.get("test", {})
+    for key in ("rtol", "atol"):
+        if key in test and not _is_tolerance(test[key]):
+            raise fail(test, f"ingot.test.{key}", "a finite number that is not negative")
+    provenance = extras.get("provenance", {})
+    if not isinstance(provenance.get("created_by", ""), str):
+        raise fail(provenance, "ingot.provenance.created_by", "a string")
+    for key, names in _PROVENANCE.items():
+        section = provenance.get(key)
+        if key in provenance and not isinstance(section, dict):
+            raise fail(provenance, f"ingot.provenance.{key}", "an object")
+        for name in names if isinstance(section, dict) else ():
+            if not isinstance(section.get(name), str):
+                raise fail(section, f"ingot.provenance.{key}.{name}", "a string")
+    return {"format_version": version, **extras}
+
+
+def _is_tolerance(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value) and value >= 0
+    except OverflowError:  # an integer beyond every float
+        return False

@@ -10,6 +10,20 @@ from ..frameworks import ModelSource
 
 SPEC_SUFFIXES = (".yaml", ".yml", ".json", ".toml")
 
+_ZIP_START = b"PK\x03\x04"
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with ``~`` and ``~user`` replaced.
+
+    Raises:
+        ModelError: there is no such user, or no home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"{path}: no such file or folder: found no home of this user") from error
+
 
 def is_spec(path: Path) -> bool:
     """Whether a path is meant as a spec file, by its suffix."""
@@ -22,20 +36,27 @@ def detect(path: Path) -> str:
     Raises:
         ModelError: nothing is there, or nothing that Ingot knows.
     """
+    try:
+        return _detect(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _detect(path: Path) -> str:
     if not path.exists():
         message = f"{path}: no such file or folder"
         raise SpecError(message) if is_spec(path) else ModelError(message)
     if path.is_dir():
         return _detect_folder(path)
-    if is_spec(path):
+    if is_spec(path) and not path.is_file():  # a pipe can be read only once
         return "spec"
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    with path.open("rb") as file:
+        start = file.read(8)
+    # Before the suffix is asked: a package is one under every name.
     if zipfile.is_zipfile(path):
         return _detect_zip(path)
+    if is_spec(path) and start[:4] != _ZIP_START:
+        return "spec"
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return "onnx"
@@ -51,7 +72,7 @@ def detect(path: Path) -> str:
         raise ModelError(
             f"{path}: {kind} alone cannot be run", hint=f"write a spec that names {need}"
         )
-    if start[:4] == b"PK\x03\x04":
+    if start[:4] == _ZIP_START:
         raise ModelError(f"{path}: a truncated or damaged zip archive; expected a package")
     raise ModelError(
         f"{path}: not a package, nor a model file that Ingot knows"
@@ -60,6 +81,9 @@ def detect(path: Path) -> str:
 
 
 def _detect_folder(path: Path) -> str:
+    # A package first: taken for anything else, its hashes and --trust-code would not be asked for.
+    if (path / "config.json").is_file() and (path / "0").is_dir():
+        return "package"
     if (path / "saved_model.pb").is_file():
         return "tensorflow"
     if (path / "model_hyperparameters.json").is_file():
@@ -78,6 +102,8 @@ def _detect_zip(path: Path) -> str:
             names = set(archive.namelist())
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: a damaged zip archive: {error}") from error
+    if "config.json" in names and any(name.startswith("0/") for name in names):
+        return "package"
     if "model.weights.h5" in names or {"metadata.json", "config.json"} <= names:
         return "keras"
     inner = {name.partition("/")[2] for name in names}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, PackageError
-from ..specs.dtypes import numpy_dtype
 from ..specs.tensors import TensorSpec, format_shape
+from .npz import dump_npz as dump_npz
+from .npz import read_npz as read_npz
+from .npz import read_npz_headers as read_npz_headers
+from .npz import restore_dtype as restore_dtype
+from .npz import write_npy as write_npy
 
 DEFAULT_RTOL = 1e-4
 DEFAULT_ATOL = 1e-5
@@ -188,50 +190,6 @@ def refuse_nan(outputs: Mapping[str, Array], label: str) -> None:
                     f"{label}: golden output {name!r} holds {int(nan.sum())} NaN,"
                     f" first at {first}; a NaN equals nothing, so it cannot be checked"
                 )
-
-
-def dump_npz(arrays: Mapping[str, Array]) -> bytes:
-    """Return an ``.npz`` (stored, sorted, times fixed) that NumPy reads without pickle."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
-            info = zipfile.ZipInfo(f"{name}.npy", (2000, 1, 1, 0, 0, 0))
-            with archive.open(info, "w", force_zip64=True) as member:
-                write_npy(member, arrays[name])
-    return buffer.getvalue()
-
-
-def write_npy(file: IO[bytes], array: Array) -> None:
-    """Write one array in NumPy's ``.npy`` format; object arrays of strings become unicode ones."""
-    if array.dtype.kind == "O":
-        array = array.astype(np.str_)
-    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-
-
-def read_npz(file: Path | IO[bytes], label: str) -> dict[str, Array]:
-    """Read every array of an ``.npz``, without pickle.
-
-    Raises:
-        InputError: it is no ``.npz``, damaged, or holds Python objects.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise InputError(f"{label}: found a single array; expected an .npz archive")
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
-        raise InputError(f"{label}: not a readable .npz file: {error}") from error
-    except AttributeError as error:  # np.load returns a bare array, which is no context manager
-        raise InputError(f"{label}: found a single array; expected an .npz archive") from error
-
-
-def restore_dtype(array: Array, name: str, specs: Sequence[TensorSpec]) -> Array:
-    """Undo what ``.npy`` does to bfloat16: it comes back as two raw bytes a value."""
-    if array.dtype == np.dtype("V2") and any(
-        spec.name == name and spec.dtype == "bfloat16" for spec in specs
-    ):
-        return array.view(numpy_dtype("bfloat16"))
-    return array
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PackageError, UntrustedCodeError
-from ..frameworks import REGISTRY, ModelSource
+from ..frameworks import ModelSource
 from .archive import READ_LIMIT, PackageReader, open_package
-from .config import PackageConfig, parse_json_object
+from .archive_writer import MANIFEST
+from .config import PackageConfig, is_basename, metadata_error, parse_json_object
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .golden import Golden
 
 CONFIG_FILE = "config.json"
@@ -29,6 +34,10 @@ NEUROPOD_GOLDEN_FILE = "test_data.pkl"
 GOLDEN_FILES = (GOLDEN_FILE, NEUROPOD_GOLDEN_FILE)
 
 _GOLDEN_LIMIT = 1 << 32
+_GOLDEN_IN_MEMORY = 16 << 20
+
+_CODE_FRAMEWORKS = ("python", "torch")
+"""Adapters that may run a package of the platform ``python``."""
 
 _PAYLOADS = {
     "torchscript": ("0/data/model.pt",),
@@ -43,7 +52,8 @@ class Package:
 
     Args:
         path: a directory or a zip.
-        check_hashes: check each file that is read here against the manifest.
+        check_hashes: check each file that is read here against the manifest, which every package
+            but those of early Neuropods must have.
 
     Raises:
         PackageError: it is malformed, damaged or unsafe.
@@ -60,6 +70,9 @@ class Package:
             if self.reader.has(PLATFORM_CONFIG_FILE):
                 data = self._read(PLATFORM_CONFIG_FILE)
                 self.platform_config = parse_json_object(data, self.label, PLATFORM_CONFIG_FILE)
+            self._check_platform_config()
+            if check_hashes:
+                self.require_manifest()
         except BaseException:
             self.reader.close()
             raise
@@ -82,10 +95,25 @@ class Package:
     @property
     def framework(self) -> str:
         """The adapter that runs it: its platform, or ``torch`` for PyTorch code of Ingot's."""
-        own = self.platform_config.get("ingot")
-        if self.config.platform == "python" and isinstance(own, Mapping):
-            return str(own.get("framework", "python"))
+        if self.config.platform == "python":
+            return str(self.platform_config.get("ingot", {}).get("framework", "python"))
         return self.config.platform
+
+    @property
+    def written_by_ingot(self) -> bool:
+        """Whether Ingot wrote it, by what it says of itself; else Neuropod did."""
+        return bool(self.config.extras) or "ingot" in self.platform_config
+
+    def require_manifest(self) -> None:
+        """Check that it has a manifest, unless an early Neuropod may have written it.
+
+        Raises:
+            PackageError: it has none.
+        """
+        if self.written_by_ingot and self.reader.manifest is None:
+            raise PackageError(
+                f"{self.label}: found no {MANIFEST}; expected one, as Ingot wrote this package"
+            )
 
     @property
     def lock(self) -> str | None:
@@ -111,7 +139,8 @@ class Package:
 
     def runs_code(self) -> str | None:
         """Say why loading it runs code of its author's, or None when it does not."""
-        if REGISTRY[self.framework].runs_code:
+        # Never by what 0/config.json says: its author would then decide whether to be trusted.
+        if self.config.platform == "python":
             return "it is Python code"
         if self.config.custom_ops:
             return f"it carries custom operators ({', '.join(self.config.custom_ops)})"
@@ -143,17 +172,41 @@ class Package:
         if self.reader.has(GOLDEN_FILE):
             data = self._read(GOLDEN_FILE, _GOLDEN_LIMIT)
             arrays = read_npz(io.BytesIO(data), f"{self.label}: {GOLDEN_FILE}")
-            tolerances = self.config.extras.get("test", {})
             return Golden.from_arrays(
                 arrays,
                 self.config.inputs,
                 self.config.outputs,
-                tolerances if isinstance(tolerances, Mapping) else {},
+                self.config.extras.get("test", {}),
             )
         if trust_code and self.reader.has(NEUROPOD_GOLDEN_FILE):
             data = self._read(NEUROPOD_GOLDEN_FILE, _GOLDEN_LIMIT)
             return read_neuropod_golden(data, self.label)
         return None
+
+    def golden_headers(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]] | None:
+        """Return dtype and shape of each array of the golden data, or None when there is none.
+
+        The values are not decoded, nor compared with the manifest. Names are those of the file
+        (``input/x``); Neuropod's pickle is not opened.
+
+        Raises:
+            PackageError, InputError: it is malformed.
+        """
+        from .golden import read_npz_headers
+
+        if not self.reader.has(GOLDEN_FILE):
+            return None
+        where = f"{self.label}: {GOLDEN_FILE}"
+        size = self.reader.size(GOLDEN_FILE)
+        if size > _GOLDEN_LIMIT:
+            raise PackageError(f"{where}: found {size} bytes; expected at most {_GOLDEN_LIMIT}")
+        with (
+            self.reader.open(GOLDEN_FILE) as packed,
+            # An entry of a zip cannot be sought in, which the directory of an .npz needs.
+            tempfile.SpooledTemporaryFile(_GOLDEN_IN_MEMORY) as file,
+        ):
+            shutil.copyfileobj(packed, file, 1 << 20)
+            return read_npz_headers(file, where)
 
     def source(self, root: Path) -> ModelSource:
         """Describe the model to its adapter.
@@ -188,15 +241,33 @@ class Package:
             common |= self._mapping()
         return ModelSource(**common)
 
+    def _check_platform_config(self) -> None:
+        own = self.platform_config.get("ingot", {})
+        if not isinstance(own, dict):
+            raise self._malformed(self.platform_config, "ingot", "an object")
+        if self.config.platform != "python" or "ingot" not in self.platform_config:
+            return
+        if own.get("framework", "python") not in _CODE_FRAMEWORKS:
+            raise self._malformed(own, "ingot.framework", " or ".join(_CODE_FRAMEWORKS))
+        if not isinstance(own.get("entrypoint"), str):
+            raise self._malformed(own, "ingot.entrypoint", "a string (module:callable)")
+        if not isinstance(own.get("kwargs", {}), dict):
+            raise self._malformed(own, "ingot.kwargs", "an object")
+        if own.get("weights") is not None and not is_basename(own["weights"]):
+            raise self._malformed(own, "ingot.weights", "the name of a file below 0/data, or null")
+
+    def _malformed(self, section: Mapping[str, Any], key: str, expected: str) -> PackageError:
+        return metadata_error(self.label, PLATFORM_CONFIG_FILE, section, key, expected)
+
     def _mapping(self) -> dict[str, Any]:
-        mapping = self.platform_config.get("node_name_mapping") or {}
+        config = self.platform_config
         # Some old packages of Neuropod's hold an empty object here, where a list is meant.
-        operations = self.platform_config.get("init_op_names") or []
-        if not isinstance(mapping, dict) or not isinstance(operations, list):
-            raise PackageError(
-                f"{self.label}: {PLATFORM_CONFIG_FILE}: expected an object node_name_mapping"
-                " and a list init_op_names"
-            )
+        mapping = config.get("node_name_mapping") or {}
+        operations = config.get("init_op_names") or []
+        if not isinstance(mapping, dict) or not _all_strings(mapping.values()):
+            raise self._malformed(config, "node_name_mapping", "an object of node names")
+        if not isinstance(operations, list) or not _all_strings(operations):
+            raise self._malformed(config, "init_op_names", "a list of operation names")
         return {"node_name_mapping": mapping or None, "init_op_names": tuple(operations)}
 
     def _code_source(self, root: Path) -> dict[str, Any]:
@@ -205,22 +276,19 @@ class Package:
             "code_root": root / "0" / "code",
             "data_root": root / "0" / "data",
         }
-        own = config.get("ingot")
-        if isinstance(own, Mapping):
+        if "ingot" in config:
+            own = config["ingot"]
             weights = own.get("weights")
             if weights is not None and not self.reader.has(f"0/data/{weights}"):
                 raise PackageError(f"{self.label}: the weights 0/data/{weights} are missing")
             return found | {
-                "entrypoint": own.get("entrypoint"),
+                "entrypoint": own["entrypoint"],
                 "entrypoint_kwargs": own.get("kwargs", {}),
                 "weights": root / "0" / "data" / weights if weights else None,
             }
         for key in ("entrypoint", "entrypoint_package"):
             if not isinstance(config.get(key), str):
-                raise PackageError(
-                    f"{self.label}: {PLATFORM_CONFIG_FILE}: {key}: found {config.get(key)!r};"
-                    " expected a string"
-                )
+                raise self._malformed(config, key, "a string")
         return found | {
             "entrypoint": f"{config['entrypoint_package']}:{config['entrypoint']}",
             "always_pass_data_root": True,
@@ -235,3 +303,7 @@ class Package:
 
     def _read(self, name: str, limit: int = READ_LIMIT) -> bytes:
         return self.reader.read_bytes(name, limit, verify=self._check_hashes)
+
+
+def _all_strings(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -70,9 +70,10 @@ def load(
         if lock is not None and not ignore_lock:
             check_lock(lock, package.label)
         root, folder = path, None
-        if package.reader.is_directory:
+        if package.reader.is_directory and package.runs_code() is None:
             package.reader.verify_hashes()
         else:
+            # Code is copied even from a directory: what is imported must be what was hashed.
             root = folder = Path(tempfile.mkdtemp(prefix="ingot-"))
         try:
             if folder is not None:
@@ -148,8 +149,8 @@ class LoadedModel:
             self._open()
         if self._check_inputs is not None:
             inputs = self._check_inputs(inputs)
-        if outputs is not None and self.outputs:
-            self._check_requested(outputs)
+        if outputs is not None:
+            outputs = self._requested(outputs)
         returned = self._run(inputs, outputs)
         names = self._output_names if outputs is None else outputs
         if not names:
@@ -194,7 +195,16 @@ class LoadedModel:
             raise InputError(f"{self._label}: the model is closed")
         return self._model
 
-    def _check_requested(self, outputs: Sequence[str]) -> None:
+    def _requested(self, outputs: Sequence[str]) -> list[str]:
+        """Return the requested outputs, each one once.
+
+        Raises:
+            InputError: it is no list of names, or one does not exist.
+        """
+        if isinstance(outputs, str) or not outputs:
+            raise InputError(f"{self._label}: outputs: found {outputs!r}; expected a list of names")
+        if not self.outputs:
+            return list(dict.fromkeys(outputs))
         for name in outputs:
             if name not in self._output_names:
                 from difflib import get_close_matches
@@ -205,3 +215,4 @@ class LoadedModel:
                     f"{self._label}: requested the output {name!r}; the model has {known}",
                     hint=f"did you mean {near[0]!r}?" if near else None,
                 )
+        return list(dict.fromkeys(outputs))

@@ -55,8 +55,9 @@ class TensorChecker:
             if entry is None:
                 raise self._unknown(name)
             dtype, shape, spec = entry
-            array = value if type(value) is np.ndarray else np.asarray(value)
-            if array.dtype is not dtype and array.dtype != dtype:
+            array = value if type(value) is np.ndarray else self._as_array(spec, value)
+            # None is no dtype here, but NumPy takes it for float64.
+            if dtype is None or (array.dtype is not dtype and array.dtype != dtype):
                 array = self._check_dtype(array, spec)
             checked[name] = array
             if shape is None:
@@ -94,6 +95,14 @@ class TensorChecker:
             if not needed <= checked.keys():
                 raise self._missing(needed - checked.keys())
         return checked
+
+    def _as_array(self, spec: TensorSpec, value: Any) -> np.ndarray[Any, Any]:
+        try:
+            return np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise self._error(
+                spec, f"found a {type(value).__name__} that is no array: {error}"
+            ) from error
 
     def _check_dtype(self, array: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndarray[Any, Any]:
         if spec.dtype is None:

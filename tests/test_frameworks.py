@@ -358,19 +358,6 @@ def test_a_savedmodel_bare_and_packaged(tmp_path: Path) -> None:
         )
 
 
-def test_tensorflow_takes_a_view_where_it_can() -> None:
-    from ingot.frameworks.tensorflow import import_tensorflow, to_tensor
-
-    tensorflow = import_tensorflow()
-    buffer = np.zeros(8192 + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    aligned = buffer[start : start + 8192].view(F32).reshape(-1, 4)
-    view = to_tensor(tensorflow, aligned)
-    copy = to_tensor(tensorflow, aligned[:, :2])
-    aligned[0, 0] = 7
-    assert (view[0, 0], copy[0, 0]) == (7, 0)
-
-
 def test_keras_specs_are_read_off_the_model(tmp_path: Path) -> None:
     import keras
 

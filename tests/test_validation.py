@@ -58,6 +58,8 @@ def check(tensors: list[ingot.TensorSpec], **arrays: object) -> dict[str, np.nda
         ),
         (specs(("s", "string", [None])), {"s": np.array([b"a"])}, "found dtype bytes; expected s"),
         (specs(("s", "string", [None])), {"s": np.array([1, "a"], object)}, "found dtype Python"),
+        (specs(("s", "string", [None])), {"s": np.ones(2)}, "found dtype float64; expected string"),
+        (PAIR, {"x": [[1], [1, 2]], "y": 1}, "input 'x': found a list that is no array: "),
         (specs(("f", "float32", [])), {"f": np.array("a")}, "found dtype string; expected float32"),
     ],
 )
