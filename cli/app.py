@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,10 +28,46 @@ COMMANDS = {
 """Module (in this folder) and short help of each command: ``--help`` must import none of them."""
 
 INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""What a shell reports of a command that SIGPIPE ended, 128 and the signal's number."""
+
+
+class Interrupted(IngotError):
+    """SIGINT, SIGTERM or SIGHUP ended the command (exit code 130)."""
+
+    exit_code = INTERRUPTED
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; nothing was written")
+
+
+class _BrokenPipe(Exception):
+    """The reader of our output (head, say) is gone."""
+
+
+@contextmanager
+def _own_exceptions() -> Iterator[None]:
+    """Replace what click would handle in its own way, printing a blank line or exiting with 1."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if sys.stderr.isatty():
+            click.echo(err=True)  # ends the line on which the terminal showed ^C
+        raise Interrupted from error
+    except BrokenPipeError as error:
+        raise _BrokenPipe from error
 
 
 class _LazyGroup(click.Group):
     """A group that imports a command only when it is used."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _own_exceptions():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _own_exceptions():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -90,7 +127,11 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; see the table in docs/cli.md."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # What nohup, say, had ignored stays ignored.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
     settings = Settings()
     if "--json" in arguments:
         settings.json = True
@@ -105,12 +146,12 @@ def run(arguments: Sequence[str]) -> int:
         return _usage(error, settings)
     except IngotError as error:
         return _report(error, error.message, error.hint, error.exit_code, settings)
-    except (KeyboardInterrupt, click.exceptions.Abort) as error:
-        return _report(error, "interrupted; nothing was written", None, INTERRUPTED, settings)
-    except BrokenPipeError:
-        # The reader of our output (head, say) is gone; Python must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        interrupted = Interrupted()
+        return _report(interrupted, interrupted.message, None, INTERRUPTED, settings)
+    except (_BrokenPipe, BrokenPipeError):
+        _discard_output()
+        return BROKEN_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         message = f"{where}{error.strerror or error}"
@@ -122,7 +163,32 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # A closed terminal sends SIGHUP twice; the second must not end the cleaning up for the first.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _discard_output() -> None:
+    """Send what is still to be written nowhere, so that Python does not complain at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def printable(text: str) -> str:
+    """Return text with what is not printable shown as an escape (``\\x1b``).
+
+    Names in a package are its author's: they must not be able to steer the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def _usage(error: click.ClickException, settings: Settings) -> int:
@@ -139,24 +205,38 @@ def _report(
     error: BaseException, message: str, hint: str | None, code: int, settings: Settings
 ) -> int:
     """Say what went wrong: one line on stderr and one for the hint, and as JSON when asked for."""
+    message = " ".join(message.split())
+    try:
+        _print_error(error, message, hint, settings)
+        if settings.json:
+            _print_json_error(error, message, hint, code)
+    except OSError:  # the terminal was closed, or the reader is gone: the code still tells
+        _discard_output()
+    return code
+
+
+def _print_error(
+    error: BaseException, message: str, hint: str | None, settings: Settings
+) -> None:
     if settings.verbosity >= 2:
         import traceback
 
-        traceback.print_exception(error, file=sys.stderr)
-    message = " ".join(message.split())
-    echo_error(f"{click.style('error:', fg='red', bold=True)} {message}")
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            echo_error(printable(line))
+    echo_error(f"{click.style('error:', fg='red', bold=True)} {printable(message)}")
     if hint:
-        echo_error(f"{click.style('hint:', fg='cyan')} {hint}")
-    if settings.json:
-        details: dict[str, Any] = {
-            "type": type(error).__name__,
-            "message": message,
-            "hint": hint,
-            "exit_code": code,
-        }
-        for name in ("file", "line", "key"):
-            value = getattr(error, name, None)
-            if isinstance(value, str | int | os.PathLike):
-                details[name] = value if isinstance(value, int) else os.fspath(value)
-        click.echo(json.dumps({"schema_version": 1, "error": details}, indent=2))
-    return code
+        echo_error(f"{click.style('hint:', fg='cyan')} {printable(hint)}")
+
+
+def _print_json_error(error: BaseException, message: str, hint: str | None, code: int) -> None:
+    details: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": message,
+        "hint": hint,
+        "exit_code": code,
+    }
+    for name in ("file", "line", "key"):
+        value = getattr(error, name, None)
+        if isinstance(value, str | int | os.PathLike):
+            details[name] = value if isinstance(value, int) else os.fspath(value)
+    click.echo(json.dumps({"schema_version": 1, "error": details}, indent=2))

@@ -45,7 +45,7 @@ class _Table(Table):
 
 
 def _echo(text: str, err: bool = False) -> None:
-    click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
+    click.echo(printable(text), err=err)
 
 
 def _console(stderr: bool = False) -> Console:
@@ -127,7 +127,8 @@ def print_infer(result: InferResult, to_stdout: bool) -> None:
         for name, array in result.outputs.items():
             dtype = "string" if array.dtype.kind == "U" else array.dtype.name
             _echo(f"{name}: {dtype} {tuple(array.shape)}")
-            _echo(np.array2string(array, max_line_width=78, threshold=200))
+            # NumPy shows strings as Python does, with escapes.
+            click.echo(np.array2string(array, max_line_width=78, threshold=200))
     timing = result.timing()
     if timing is not None:
         _echo(

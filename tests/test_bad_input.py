@@ -416,7 +416,7 @@ def test_a_file_that_is_no_model(tmp_path: Path, ingot_cli) -> None:
     refused(
         ingot_cli("verify", "bad.onnx"),
         5,
-        "bad.onnx: found a model or spec (onnx); expected a package",
+        "bad.onnx: found a bare onnx model; expected a package",
     )
 
 

@@ -154,12 +154,12 @@ def test_npy_files_that_cannot_be_read(tmp_path: Path) -> None:
     contents = {
         "short": (data[:-3], "found 29 bytes of values; expected 32"),
         "header": (data[:20], "damaged: it ends within its header"),
-        "none": (b"", "damaged: it ends within its header"),
+        "none": (b"", "found 0 bytes that are no array"),
         "text": (b"1, 2, 3, 4", "found 10 bytes that are no array"),
         "version": (data[:6] + b"\7" + data[7:], "found format 7.0; expected 1.0 or 2.0"),
         "long": (data[:6] + b"\2\0" + b"\xff" * 4 + data[10:], "found a header of 4294967295"),
         "syntax": (data.replace(b"(4,)", b"(-4,"), "damaged header: "),
-        "shape": (data.replace(b"(4,),", b"(-4,)"), "damaged header: "),
+        "float": (data.replace(b"(4,)", b"(4.)"), "damaged header: "),
         "negative": (data.replace(b"(4,), ", b"(-4,),"), r"found float64 \(-4,\), which is no"),
         "npz": (b"PK\3\4", "found an .npz archive; expected a .npy file"),
     }
