@@ -215,9 +215,7 @@ def _report(
     return code
 
 
-def _print_error(
-    error: BaseException, message: str, hint: str | None, settings: Settings
-) -> None:
+def _print_error(error: BaseException, message: str, hint: str | None, settings: Settings) -> None:
     if settings.verbosity >= 2:
         import traceback
 

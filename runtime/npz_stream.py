@@ -182,9 +182,7 @@ def _to_array(value: Any, name: str) -> Array:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise InputError(
-            f"input {name!r}: found {type(value).__name__} that is no array"
-        ) from error
+        raise InputError(f"input {name!r}: the nested lists are not of equal lengths") from error
 
 
 def check_joinable(

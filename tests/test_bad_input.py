@@ -395,7 +395,7 @@ def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="model_path"):
         ingot.create_onnx_package(tmp_path / "a", "a", modle_path="x")  # type: ignore[call-arg]
     with pytest.raises(
-        TypeError, match="create_onnx_package.*test_input_dta.*did you mean 'test_input_data'"
+        TypeError, match=r"create_onnx_package.*test_input_dta.*did you mean 'test_input_data'"
     ):
         ingot.create_onnx_package(
             tmp_path / "a",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from models import INPUTS, onnx_add, python_add, torch_scale, write
+from models import INPUTS, SPEC_TENSORS, onnx_add, python_add, torch_scale, write
 
 import ingot
 
@@ -202,6 +205,226 @@ def test_a_model_that_prints_does_not_disturb(tmp_path: Path, ingot_cli) -> None
     process = ingot_cli("package", spec, "--json", "--set", "test.inputs=in.npz")
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout)["golden"] == "recorded"
+
+
+def onnx_package(folder: Path, name: str = "add", **options: object) -> Path:
+    model = onnx_add(folder / "add.onnx")
+    return ingot.create_onnx_package(
+        folder / "p",
+        name,
+        model_path=model,
+        test_input_data=INPUTS,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+# --- what people see -------------------------------------------------------------------------
+
+
+def test_every_hash_problem_is_listed(tmp_path: Path, ingot_cli) -> None:
+    package = onnx_package(tmp_path, package_as_zip=False)
+    for number in range(13):
+        (package / f"extra{number:02}").write_text("")
+    (package / "test_data.npz").write_bytes(b"")
+    document = json.loads(ingot_cli("verify", "p", "--json").stdout)
+    hashes = next(check for check in document["checks"] if check["name"] == "hashes")
+    assert hashes["exit_code"] == 4
+    assert hashes["message"] == f"{hashes['details'][0]} (and 13 more files)"
+    assert len(hashes["details"]) == 14
+    assert all(f"'extra{number:02}'" in hashes["details"][number] for number in range(13))
+    assert all(check["details"] == [] for check in document["checks"] if check != hashes)
+    lines = ingot_cli("verify", "p").stdout.splitlines()
+    assert [line.split()[0] for line in lines if "not in manifest" in line] == [
+        "FAIL",
+        *(f"'extra{number:02}':" for number in range(1, 10)),
+    ]
+    assert "               and 4 more" in lines
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path, ingot_cli) -> None:
+    name = "\x1b]0;evil\x07\u202e\x9b31m"
+    package = onnx_package(tmp_path, name, package_as_zip=False)
+    (package / "\x1b[2J").write_text("")
+    processes = [ingot_cli(*arguments) for arguments in (("inspect", "p"), ("verify", "p"))]
+    assert r"\x1b]0;evil\x07\u202e\x9b31m, onnx" in processes[0].stdout
+    assert r"\x1b[2J" in processes[1].stdout
+    processes += [ingot_cli("inspect", "\x1b]0;\x07.onnx", *flags) for flags in ([], ["-vv"])]
+    (package / "config.json").write_text(json.dumps({"name": "m", "platform": name}))
+    processes += [ingot_cli("inspect", "p"), ingot_cli("inspect", "p", "-vv")]
+    for process in processes:
+        text = (process.stdout + process.stderr).replace("\n", "")
+        assert text.isprintable(), ascii(text)
+    process = ingot_cli("inspect", "\x1b]0;\x07.onnx", "--json")
+    assert json.loads(process.stdout)["error"]["message"].startswith("\x1b]0;\x07.onnx: no such")
+
+
+def test_names_that_are_no_text_do_not_break_inspect(tmp_path: Path, ingot_cli) -> None:
+    onnx_package(tmp_path, "lone \ud800 half", package_as_zip=False)
+    process = ingot_cli("inspect", "p")
+    assert process.returncode == 0, process.stderr
+    assert r"lone \ud800 half, onnx" in process.stdout
+    assert json.loads(ingot_cli("inspect", "p", "--json").stdout)["name"] == "lone \ud800 half"
+
+
+def test_a_narrow_terminal_shows_whole_file_names(tmp_path: Path, ingot_cli) -> None:
+    onnx_package(tmp_path)
+    lines = ingot_cli("inspect", "p", env={"COLUMNS": "40"}).stdout.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("file "))
+    assert lines[start].split() == ["file", "size"]
+    assert [line.split()[0] for line in lines[start + 1 :]] == [
+        "0/data/model.onnx",
+        "config.json",
+        "manifest.json",
+        "test_data.npz",
+    ]
+    assert all(len(line) <= 40 for line in lines)
+    lines = ingot_cli("inspect", "p", env={"COLUMNS": "80"}).stdout.splitlines()
+    assert ["file", "size", "packed", "sha256"] in [line.split() for line in lines]
+
+
+# --- signals and pipes -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeping(tmp_path: Path) -> Path:
+    """A folder with a spec whose entry point writes its process id, and sleeps.
+
+    It sleeps before packaging, or in the package, as the environment variable NAP says.
+    """
+    write(
+        tmp_path / "work" / "nap.py",
+        f"""
+        import os
+        import time
+        from pathlib import Path
+
+        def build():
+            here = "package" if Path(__file__).parts[-3:-1] == ("0", "code") else "source"
+            if here == os.environ["NAP"]:
+                part = Path({str(tmp_path / "part")!r})
+                part.write_text(str(os.getpid()))
+                part.rename({str(tmp_path / "pid")!r})
+                time.sleep(90)
+            return lambda x, y: x + y
+        """,
+    )
+    spec = "name: nap\nmodel: {framework: python, entrypoint: nap:build}\n" + SPEC_TENSORS
+    write(tmp_path / "work" / "nap.yaml", spec)
+    (tmp_path / "work" / "out").mkdir()
+    (tmp_path / "tmp").mkdir()
+    return tmp_path
+
+
+def start_package(
+    folder: Path, home: Path, *arguments: str, nap: str = "source"
+) -> tuple[subprocess.Popen, int]:
+    """Start ``ingot package``; return it, and the id of the process that runs the model."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ingot.cli", "package", "nap.yaml", "-o", "out/nap", *arguments],
+        cwd=folder / "work",
+        env={**os.environ, "HOME": str(home), "TMPDIR": str(folder / "tmp"), "NAP": nap},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "pid").exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"it never ran the model: {process.communicate()}")
+        time.sleep(0.02)
+    return process, int((folder / "pid").read_text())
+
+
+def is_running(number: int) -> bool:
+    """Whether a process exists, and is no zombie that waits for init."""
+    stat = Path(f"/proc/{number}/stat")
+    try:
+        os.kill(number, 0)
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("nap", ["source", "package"])
+def test_a_killed_package_command_leaves_nothing(
+    name: str, nap: str, sleeping: Path, empty_home: Path
+) -> None:
+    process, child = start_package(sleeping, empty_home, nap=nap)
+    assert list((sleeping / "tmp").iterdir())
+    assert bool(list((sleeping / "work" / "out").iterdir())) == (nap == "package")
+    process.send_signal(getattr(signal, name))
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    errors = [line for line in stderr.splitlines() if not line.startswith("packaging ")]
+    assert errors == ["error: interrupted; nothing was written"]
+    assert list((sleeping / "work" / "out").iterdir()) == []
+    assert list((sleeping / "tmp").iterdir()) == []
+    deadline = time.monotonic() + 10
+    while is_running(child):
+        assert time.monotonic() < deadline, "the process that ran the model is still there"
+        time.sleep(0.02)
+
+
+def test_an_interruption_as_json(sleeping: Path, empty_home: Path) -> None:
+    process, _ = start_package(sleeping, empty_home, "--json")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    stdout, _ = process.communicate(timeout=60)
+    assert json.loads(stdout)["error"] == {
+        "type": "Interrupted",
+        "message": "interrupted; nothing was written",
+        "hint": None,
+        "exit_code": 130,
+    }
+    assert list((sleeping / "tmp").iterdir()) == []
+
+
+def test_nohup_is_heeded(sleeping: Path, empty_home: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process, _ = start_package(sleeping, empty_home)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    "arguments", [["verify", "p"], ["inspect", "p", "--json"], ["--help"], ["verify", "--help"]]
+)
+def test_a_reader_that_goes_away(arguments: list[str], tmp_path: Path, empty_home: Path) -> None:
+    onnx_package(tmp_path)
+    read, written = os.pipe()
+    os.close(read)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "ingot.cli", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "HOME": str(empty_home)},
+            stdout=written,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(written)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
+def test_a_reader_of_errors_that_goes_away() -> None:
+    command = f"{sys.executable} -m ingot.cli verify nowhere --json 2>&1 | true"
+    process = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, check=False
+    )
+    assert (process.returncode, process.stderr) == (5, b"")
 
 
 # --- requirements ----------------------------------------------------------------------------
