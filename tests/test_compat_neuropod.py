@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -354,8 +356,11 @@ def test_package_as_zip(as_zip: bool, tmp_path: Path) -> None:
 def test_load_and_test_raises_a_value_error_when_the_model_changed(tmp_path: Path) -> None:
     path = tmp_path / "package"
     from_python(path, tmp_path / "work", package_as_zip=False)
-    (path / "0/code/main.py").write_text(ADD_ARRAYS.replace("x + y", "x - y"), encoding="utf-8")
-    (path / "manifest.json").unlink()
+    code = ADD_ARRAYS.replace("x + y", "x - y")
+    (path / "0/code/main.py").write_text(code, encoding="utf-8")
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"]["0/code/main.py"] = hashlib.sha256(code.encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ValueError, match="output 'out': 4 of 5 values differ"):
         neuropod.load_and_test(path)
 
