@@ -31,7 +31,7 @@ SHARED = Path(os.environ.get("INGOT_SHARED") or ROOT.parent / "shared")
 
 def _isolate() -> None:
     for name in list(os.environ):
-        if name.startswith(USER_SETTINGS):
+        if name.startswith(USER_SETTINGS) and name != "INGOT_SHARED":  # xdist's workers need it
             del os.environ[name]
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
