@@ -16,7 +16,7 @@ import click
 
 from .. import __version__
 from ..errors import IngotError
-from .options import Settings, echo_error
+from .options import Settings, echo_error, printable
 
 COMMANDS = {
     "init": ("init", "Write a commented spec from a model."),
@@ -177,18 +177,6 @@ def _discard_output() -> None:
         with suppress(OSError, ValueError):
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def printable(text: str) -> str:
-    """Return text with what is not printable shown as an escape (``\\x1b``).
-
-    Names in a package are its author's: they must not be able to steer the terminal.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def _usage(error: click.ClickException, settings: Settings) -> int:

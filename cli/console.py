@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.style import StyleType
 from rich.table import Table
 
-from .app import printable
+from .options import printable
 
 if TYPE_CHECKING:
     from ..commands.infer import InferResult

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import Settings, common_options
+from .options import Settings, common_options, printable
 
 
 @click.command("inspect", epilog="Example: ingot inspect digits.ingot --json | jq .inputs")
@@ -23,7 +23,7 @@ def command(settings: Settings, model: str, requirements: bool) -> None:
         if settings.json:
             settings.print_json({"requirements": lock.splitlines()})
         else:
-            click.echo(lock, nl=False)
+            click.echo("".join(f"{printable(line)}\n" for line in lock.splitlines()), nl=False)
         return
     description = inspect.inspect(model)
     if settings.json:

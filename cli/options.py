@@ -65,10 +65,22 @@ class Settings:
 
 class _TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
+        message = "\n".join(printable(line) for line in record.getMessage().splitlines())
         if record.levelno >= logging.WARNING:
             message = f"{click.style('warning:', fg='yellow')} {message}"
         echo_error(message)
+
+
+def printable(text: str) -> str:
+    """Return text with what is not printable shown as an escape (``\\x1b``).
+
+    Names in a package are its author's: they must not be able to steer the terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def echo_error(message: str) -> None:

@@ -82,9 +82,11 @@ def package(
         CheckError: the package does not reproduce its golden data; nothing is written.
         IngotError: the model fails, or the package cannot be written.
     """
+    from ..runtime.detect import expand
+
     report = progress or _silent
-    model_spec = spec if isinstance(spec, ModelSpec) else _load(Path(spec).expanduser(), overrides)
-    target = Path(output).expanduser() if output is not None else Path(f"{model_spec.name}.ingot")
+    model_spec = spec if isinstance(spec, ModelSpec) else _load(expand(spec), overrides)
+    target = expand(output) if output is not None else Path(f"{model_spec.name}.ingot")
     arguments: dict[str, Any] = {
         "platform_version_semver": model_spec.model.platform_version_semver,
         "input_tensor_device": model_spec.model.input_tensor_device,

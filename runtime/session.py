@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InputError
 from ..frameworks import LoadOptions, Model, ModelSource, installed_version, open_model
 from ..specs import TensorSpec, load_spec
-from .detect import bare_source, detect
+from .detect import bare_source, detect, expand
 from .package import Package
 from .requirements import check_lock, check_platform_version
 from .sources import source_from_spec
@@ -49,7 +49,7 @@ def load(
         ModelError: it cannot be read, is damaged, or is not trusted.
         MissingDependencyError: its framework, or a locked requirement, is not installed.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     options = LoadOptions(device, threads)
     kind = detect(path)
     if kind == "spec":
