@@ -327,6 +327,8 @@ def start_package(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Inherited as ignored where the tests run in the background of a shell.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (folder / "pid").exists():
@@ -472,9 +474,6 @@ def test_requirements_are_compiled_into_a_lock(tmp_path: Path) -> None:
     assert any(line.startswith("click==8.") for line in lines)
     with pytest.raises(ingot.ModelError, match="requirements: pip cannot resolve them"):
         compile_requirements("click==0.0.0.1")
-
-
-# --- semver ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
