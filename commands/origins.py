@@ -47,10 +47,10 @@ def find_origin(
         UsageError: it is a spec already, or the options do not fit it.
     """
     from ..frameworks import ModelSource
-    from ..runtime.detect import bare_source, detect
+    from ..runtime.detect import bare_source, detect, expand
     from ..specs.declare import ENTRYPOINT
 
-    path = Path(model).expanduser()
+    path = expand(model)
     if re.match(ENTRYPOINT, model) and not path.exists():
         module, _, _ = model.partition(":")
         framework = framework or "torch"

@@ -102,7 +102,7 @@ def _examples(source: ModelSource) -> dict[str, tuple[str | None, tuple[int, ...
         module = torch.jit.load(str(source.path), map_location="cpu", _restore_shapes=True)
         values = list(module.forward.graph.inputs())[1:]
         arguments = module.forward.schema.arguments[1:]
-    except Exception:
+    except (AttributeError, RuntimeError):
         return {}  # a scripted or frozen module has none; the user has to say
     found: dict[str, tuple[str | None, tuple[int, ...] | None]] = {}
     for argument, value in zip(arguments, values, strict=False):
