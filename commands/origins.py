@@ -47,7 +47,7 @@ def find_origin(
         UsageError: it is a spec already, or the options do not fit it.
     """
     from ..frameworks import ModelSource
-    from ..runtime.detect import bare_source, detect, expand
+    from ..runtime.detect import bare_source, detect, expand, refuse_run_only
     from ..specs.declare import ENTRYPOINT
 
     path = expand(model)
@@ -92,6 +92,7 @@ def find_origin(
         raise UsageError(f"{model}: it is a spec already; expected a model")
     if kind == "package":
         return None
+    refuse_run_only(model, kind)
     return Origin(replace(bare_source(absolute, kind), label=model), name)
 
 
@@ -119,7 +120,8 @@ def unpack(model: str, folder: Path, trust_code: bool) -> Origin:
         name, has_lock = package.config.name, package.lock is not None
     if source.entrypoint is not None:
         # The wrapper is the package's own: packaging the spec adds it anew.
-        (folder / "0" / "code" / "ingot_entry.py").unlink(missing_ok=True)
+        for name in ("ingot_entry.py", "ingot_recipe.py")[: 1 if source.recipe is None else 2]:
+            (folder / "0" / "code" / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "0" / "code" / "__pycache__", ignore_errors=True)
     lock = folder / LOCK_FILE if has_lock else None
     return Origin(source, re.sub(r"[/\\\x00-\x1f\x7f]", "_", name), folder / "0", lock)
@@ -163,6 +165,8 @@ def _code(source: ModelSource, relative: Any, spec: Path, origin: Origin) -> dic
         section["kwargs"] = dict(source.entrypoint_kwargs)
     if source.weights is not None:
         section["weights"] = relative(source.weights)
+    if source.recipe is not None:
+        section["recipe"] = dict(source.recipe)
     root = source.code_root
     if root is not None and root.resolve() != spec.resolve():
         section["code_path_spec"] = [{"python_root": relative(root), "dirs_to_package": [""]}]

@@ -113,13 +113,14 @@ def _silent(line: str) -> None:
 
 
 def _load(path: Path, overrides: Sequence[str]) -> ModelSpec:
-    from ..runtime.detect import detect
+    from ..runtime.detect import detect, refuse_run_only
 
     kind = detect(path)
     if kind == "spec":
         return load_spec(path, overrides)
     if kind == "package":
         raise UsageError(f"{path}: it is a package already; expected a spec or a model")
+    refuse_run_only(path, kind)
     if overrides:
         raise UsageError(f"{path}: --set changes a spec; found a bare {kind} model")
     key = {"tensorflow": "saved_model", "ludwig": "directory"}.get(kind, "file")
@@ -166,13 +167,17 @@ def _golden_arguments(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _code(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
+    from ..frameworks.base import check_weights
     from ..packagers.python import Code, package_code
-    from ..runtime.sources import spec_label
+    from ..runtime.sources import source_from_spec, spec_label
 
     model = spec.model
     module, _, attribute = (model.entrypoint or "").partition(":")
-    folders = None
-    if model.code_path_spec is not None:
+    check_weights(source_from_spec(spec))
+    folders, code_root = None, spec.root
+    if model.code_path_spec and not model.code_path_spec[0].dirs_to_package:
+        code_root = model.code_path_spec[0].python_root
+    elif model.code_path_spec is not None:
         folders = [
             {"python_root": entry.python_root, "dirs_to_package": list(entry.dirs_to_package)}
             for entry in model.code_path_spec
@@ -181,7 +186,7 @@ def _code(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
         entrypoint_package=module,
         entrypoint=attribute,
         code_path_spec=folders,
-        code_root=spec.root,
+        code_root=code_root,
         data_paths=[
             {"path": entry.path, "packaged_name": entry.packaged_name} for entry in model.data_paths
         ],
@@ -189,6 +194,7 @@ def _code(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
         requirements_lock=model.requirements_lock,
         kwargs=model.kwargs,
         weights=model.weights,
+        recipe=model.recipe,
         pass_data_root=False,
         label=spec_label(spec),
     )
@@ -229,11 +235,18 @@ def _onnx(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
 def _keras(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
     from ..packagers import create_keras_package
 
+    native = None
+    if spec.model.architecture is not None:
+        from ..frameworks import LoadOptions, open_model
+        from ..runtime.sources import source_from_spec
+
+        native = open_model(source_from_spec(spec), LoadOptions()).native
     return create_keras_package(
         target,
         spec.name,
         spec.inputs,
         spec.outputs,
+        model=native,
         model_path=spec.model.file,
         node_name_mapping=spec.model.node_name_mapping,
         **arguments,

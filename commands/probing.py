@@ -13,15 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..frameworks import ModelSource
+    from ..runtime.random_inputs import Key, Sizes
 
     Array = np.ndarray[Any, Any]
-
-Key = str | int
-"""A symbol; or the position of dimensions of any size, which share one size while probing."""
-
-Sizes = Mapping[Key, int]
-
-_WORDS = ("alpha", "beta", "gamma", "delta")
 
 
 @dataclass(frozen=True)
@@ -88,48 +82,18 @@ def probe(source: ModelSource, declared: Sequence[TensorSpec], seed: int) -> Pro
     raise failure
 
 
-def seeded_inputs(inputs: Sequence[TensorSpec], sizes: Sizes, seed: int) -> dict[str, Array]:
-    """Return random inputs: floats in 0 to 1, integers in 0 to 3, words; optional ones left out.
-
-    Such values suit most models: square roots, logarithms, indices of an embedding.
-    """
-    import numpy as np
-
-    from ..specs.dtypes import numpy_dtype
-
-    arrays: dict[str, Array] = {}
-    for index, spec in enumerate(inputs):
-        if spec.optional:
-            continue
-        random = np.random.default_rng([seed, index])
-        shape = tuple(dim if isinstance(dim, int) else sizes[key] for dim, key in _keyed(spec))
-        assert spec.dtype is not None
-        if spec.dtype == "string":
-            words = random.integers(0, len(_WORDS), shape)
-            arrays[spec.name] = np.asarray(np.asarray(_WORDS)[words], dtype=np.str_)
-            continue
-        dtype = numpy_dtype(spec.dtype)
-        if dtype.kind in "fV":
-            arrays[spec.name] = np.asarray(random.random(shape)).astype(dtype)
-        else:
-            limit = 2 if dtype.kind == "b" else 4
-            arrays[spec.name] = np.asarray(random.integers(0, limit, shape)).astype(dtype)
-    return arrays
-
-
-def _keyed(spec: TensorSpec) -> list[tuple[Dimension, Key]]:
-    return [(dim, dim if isinstance(dim, str) else i) for i, dim in enumerate(spec.shape or ())]
-
-
 def _plans(inputs: Sequence[TensorSpec]) -> Iterator[tuple[dict[Key, int], dict[Key, int]]]:
     """Yield sizes of two runs, the likeliest first; some models take only some sizes."""
+    from ..runtime.random_inputs import keyed_dimensions
+
     keys: list[Key] = []
     leading: set[Key] = set()
     is_image = False
     for spec in inputs:
         if spec.optional:
             continue
-        free = [(axis, key) for axis, (dim, key) in enumerate(_keyed(spec)) if type(dim) is not int]
+        named = enumerate(keyed_dimensions(spec))
+        free = [(axis, key) for axis, (dim, key) in named if type(dim) is not int]
         keys += [key for _, key in free if key not in keys]
         leading |= {key for axis, key in free if axis == 0}
         is_image |= len(spec.shape or ()) >= 4 and any(axis > 0 for axis, _ in free)
@@ -160,6 +124,7 @@ def _run(
     source: ModelSource, sizes: Sizes, seed: int
 ) -> tuple[dict[str, Array], Mapping[str, Array]]:
     from ..runtime.child import run_source
+    from ..runtime.random_inputs import seeded_inputs
 
     arrays = seeded_inputs(source.inputs or (), sizes, seed)
     return arrays, run_source(source, arrays).arrays

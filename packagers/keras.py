@@ -106,7 +106,7 @@ def _package_live(
         builder.add_platform_config({"node_name_mapping": source.node_name_mapping})
     else:
         place = folder / "savedmodel"
-        _save_savedmodel(loaded, place, inputs, outputs)
+        save_savedmodel(loaded, place, inputs, outputs)
         builder.add_tree("0/data/savedmodel", place)
         builder.add_platform_config({"node_name_mapping": None, "init_op_names": []})
     return builder.finish(inputs, outputs, source, loaded.run)
@@ -138,7 +138,7 @@ def save_keras(model: Any, file: Path) -> None:
                 new.writestr(info, json.dumps(metadata, sort_keys=True))
                 continue
             if name == "config.json":
-                new.writestr(info, json.dumps(_number_objects(json.loads(old.read(name)), {})))
+                new.writestr(info, json.dumps(number_objects(json.loads(old.read(name)), {})))
                 continue
             with old.open(name) as source, new.open(info, "w", force_zip64=True) as target:
                 while block := source.read(1 << 20):
@@ -146,21 +146,26 @@ def save_keras(model: Any, file: Path) -> None:
     draft.unlink()
 
 
-def _number_objects(value: Any, numbers: dict[int, int]) -> Any:
-    """Replace the addresses by which Keras tells shared objects apart with consecutive numbers."""
+def number_objects(value: Any, numbers: dict[int, int]) -> Any:
+    """Replace the addresses by which Keras tells shared objects apart with consecutive numbers.
+
+    Args:
+        value: the record of a model, or a part of it.
+        numbers: the numbers given so far, by address; filled here.
+    """
     if isinstance(value, list):
-        return [_number_objects(item, numbers) for item in value]
+        return [number_objects(item, numbers) for item in value]
     if not isinstance(value, dict):
         return value
     return {
         key: numbers.setdefault(item, len(numbers))
         if key == "shared_object_id" and isinstance(item, int)
-        else _number_objects(item, numbers)
+        else number_objects(item, numbers)
         for key, item in value.items()
     }
 
 
-def _save_savedmodel(
+def save_savedmodel(
     loaded: Any,
     place: Path,
     inputs: tuple[TensorSpec, ...],

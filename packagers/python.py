@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ..errors import ModelError, SpecError, UsageError
 from ..frameworks import ModelSource
-from ..frameworks.embedded import ingot_entry
+from ..frameworks.embedded import ingot_entry, ingot_recipe
 from ..runtime.requirements import parse_lock
 from .base import PackageArguments, PackageBuilder, PathLike, TensorSpecs, packager, parsed
 from .code import collect_folders, collect_reachable, python_roots, with_init_files
@@ -33,6 +33,7 @@ class Code:
         requirements_lock: a finished lock to carry instead.
         kwargs: keyword arguments of the entry point.
         weights: state of the module that the entry point returns (PyTorch only).
+        recipe: what pruning did to the channels of that module (PyTorch only).
         pass_data_root: the entry point takes the folder of its data; False goes by its signature.
         label: what messages call the source; None is the model's name.
     """
@@ -46,6 +47,7 @@ class Code:
     requirements_lock: PathLike | None = None
     kwargs: Mapping[str, Any] | None = None
     weights: PathLike | None = None
+    recipe: Mapping[str, Any] | None = None
     pass_data_root: bool = True
     label: str | None = None
 
@@ -209,7 +211,7 @@ def package_code(
                 {"entrypoint": code.entrypoint, "entrypoint_package": code.entrypoint_package}
             )
         else:
-            _add_wrapper(builder, files)
+            _add_wrapper(builder, files, code.recipe is not None)
             settings = {
                 "framework": framework,
                 "entrypoint": entrypoint,
@@ -219,6 +221,8 @@ def package_code(
                 "inputs": [spec.name for spec in inputs],
                 "outputs": [spec.name for spec in outputs],
             }
+            if code.recipe is not None:
+                settings["recipe"] = dict(code.recipe)
             builder.add_platform_config(
                 {
                     "entrypoint": "get_model",
@@ -237,17 +241,21 @@ def package_code(
             data_files=data,
             always_pass_data_root=framework == "python" and code.pass_data_root,
             weights=weights,
+            recipe=code.recipe,
             custom_ops=builder.custom_ops,
         )
         return builder.finish(inputs, outputs, source)
 
 
-def _add_wrapper(builder: PackageBuilder, files: Mapping[str, Path]) -> None:
-    if "ingot_entry.py" in files:
-        raise UsageError(
-            f"{files['ingot_entry.py']}: the name ingot_entry is taken by the package's own wrapper"
-        )
-    builder.add_file("0/code/ingot_entry.py", Path(ingot_entry.__file__))
+def _add_wrapper(builder: PackageBuilder, files: Mapping[str, Path], has_recipe: bool) -> None:
+    for module in (ingot_entry, ingot_recipe) if has_recipe else (ingot_entry,):
+        source = Path(str(module.__file__))
+        if source.name in files:
+            raise UsageError(
+                f"{files[source.name]}: the name {source.stem} is taken by the package's own"
+                " wrapper"
+            )
+        builder.add_file(f"0/code/{source.name}", source)
 
 
 def _root_of(module: str, roots: Sequence[Path]) -> Path | None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def run_source(source: ModelSource, inputs: Mapping[str, Array] | None) -> Sourc
         IngotError: whatever loading or running raised there; ModelError when the process died.
     """
     with tempfile.TemporaryDirectory(prefix="ingot-run-") as folder:
-        request: dict[str, Any] = {"action": "source", "source": _pack_source(source)}
+        request: dict[str, Any] = {"action": "source", "source": pack_source(source)}
         if inputs is not None:
             request["inputs"] = str(Path(folder, "inputs.npz"))
             request["outputs"] = str(Path(folder, "outputs.npz"))
@@ -76,7 +77,7 @@ def describe_source(source: ModelSource) -> Signature:
         IngotError: whatever loading raised there; ModelError when the process died.
     """
     with tempfile.TemporaryDirectory(prefix="ingot-read-") as folder:
-        request = {"action": "signature", "source": _pack_source(source)}
+        request = {"action": "signature", "source": pack_source(source)}
         answer = _ask(request, folder, source.label)
         return Signature(
             _unpack_specs(answer["inputs"]), _unpack_specs(answer["outputs"]), answer["mapping"]
@@ -129,6 +130,36 @@ def onnx_external_data(path: Path) -> list[str]:
         return list(answer["files"])
 
 
+def call_in_child(
+    function: str,
+    request: Mapping[str, Any],
+    label: str,
+    arrays: Mapping[str, Array] | None = None,
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Call a function of Ingot's in a fresh process.
+
+    Args:
+        function: ``package.module:name`` below ``ingot``; it is called with the request and the
+            arrays, and returns the same: JSON values, and arrays by name.
+        request: JSON values; a source travels as :func:`pack_source` makes it.
+        label: what the work is about, for messages.
+        arrays: arrays by name.
+
+    Raises:
+        IngotError: whatever the function raised; ModelError when the process died.
+    """
+    with tempfile.TemporaryDirectory(prefix="ingot-call-") as folder:
+        files = {"arrays": Path(folder, "in.npz"), "results": Path(folder, "out.npz")}
+        files["arrays"].write_bytes(dump_npz(arrays or {}))
+        named = {name: str(path) for name, path in files.items()}
+        answer = _ask(
+            {"action": "call", "function": function, "request": dict(request), **named},
+            folder,
+            label,
+        )
+        return answer["returned"], read_npz(files["results"], label)
+
+
 def _ask(request: Mapping[str, Any], folder: str, label: str) -> dict[str, Any]:
     answer_file = Path(folder, "answer.json")
     # What a process that dies has left in its temporary folder goes with ours.
@@ -168,7 +199,8 @@ def _how_it_ended(process: subprocess.CompletedProcess[bytes]) -> str:
     return f"ended with status {process.returncode} and no answer{last}"
 
 
-def _pack_source(source: ModelSource) -> dict[str, Any]:
+def pack_source(source: ModelSource) -> dict[str, Any]:
+    """Return a source as JSON values."""
     packed: dict[str, Any] = {}
     for field in fields(source):
         value = getattr(source, field.name)
@@ -186,7 +218,9 @@ def _pack_source(source: ModelSource) -> dict[str, Any]:
     return packed
 
 
-def _unpack_source(packed: dict[str, Any]) -> ModelSource:
+def unpack_source(packed: dict[str, Any]) -> ModelSource:
+    """Rebuild what :func:`pack_source` took apart."""
+    packed = dict(packed)
     for name in ("inputs", "outputs"):
         if packed[name] is not None:
             packed[name] = parse_tensor_specs(packed[name], name)
@@ -232,7 +266,7 @@ class _Collector(logging.Handler):
 def _run_source(request: Mapping[str, Any]) -> dict[str, Any]:
     from .session import LoadedModel
 
-    source = _unpack_source(request["source"])
+    source = unpack_source(request["source"])
     with LoadedModel(source.label, source.framework, source, LoadOptions(), check=True) as model:
         if "inputs" in request:
             arrays = read_npz(Path(request["inputs"]), "inputs")
@@ -247,7 +281,7 @@ def _run_source(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_signature(request: Mapping[str, Any]) -> dict[str, Any]:
-    found = read_signature(_unpack_source(request["source"]))
+    found = read_signature(unpack_source(request["source"]))
     return {
         "inputs": [spec.to_dict() for spec in found.inputs],
         "outputs": [spec.to_dict() for spec in found.outputs],
@@ -285,11 +319,20 @@ def _external_data(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"files": external_data_files(Path(request["path"]))}
 
 
+def _call(request: Mapping[str, Any]) -> dict[str, Any]:
+    module, _, name = request["function"].partition(":")
+    function = getattr(import_module(f"ingot.{module}"), name)
+    returned, arrays = function(request["request"], read_npz(Path(request["arrays"]), "inputs"))
+    Path(request["results"]).write_bytes(dump_npz(arrays))
+    return {"returned": returned}
+
+
 _ACTIONS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "source": _run_source,
     "package": _check_package,
     "signature": _read_signature,
     "external_data": _external_data,
+    "call": _call,
 }
 
 

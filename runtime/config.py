@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import PackageError, SpecError
@@ -22,6 +24,9 @@ DEVICES = ("CPU", "GPU")
 
 _PROVENANCE = {"framework": ("name", "version"), "spec": ("file", "sha256")}
 """Objects of strings in ``ingot.provenance``; what else it holds is free."""
+
+LONGEST_STEM = 200
+"""Bytes of the start of a file's name: file systems take 255, and formats add to it."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -155,6 +160,27 @@ def metadata_error(
 def is_basename(name: object) -> bool:
     """Whether a JSON value is the name of a file, without any folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def is_stem(name: object) -> bool:
+    """Whether files can be named after a model: by the spec's rule, printable, not too long.
+
+    The name in a package is its author's, and Neuropod lets it be any text.
+    """
+    from ..specs import ModelSpec
+
+    rule = next(entry for entry in fields(ModelSpec) if entry.name == "name").metadata["rule"]
+    return (
+        isinstance(name, str)
+        and re.fullmatch(rule.pattern, name) is not None
+        and name.isprintable()
+        and len(os.fsencode(name)) <= LONGEST_STEM
+    )
+
+
+def stem_of(name: str) -> str:
+    """Return a model's name without folders and control characters; ``is_stem`` may refuse it."""
+    return re.sub(r"[/\\\x00-\x1f\x7f]", "_", name)
 
 
 def _parse_extras(extras: object, label: str) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
-from ..errors import ModelError, SpecError
-from ..frameworks import ModelSource
+from ..errors import ModelError, SpecError, UsageError
+from ..frameworks import REGISTRY, ModelSource
+from ..frameworks.base import is_zip
 
 SPEC_SUFFIXES = (".yaml", ".yml", ".json", ".toml")
 
 _ZIP_START = b"PK\x03\x04"
+_TFLITE_START = b"TFL3"
+_OPENVINO_START = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<net\s", re.DOTALL)
 
 
 def expand(path: str | Path) -> Path:
@@ -51,9 +55,9 @@ def _detect(path: Path) -> str:
     if is_spec(path) and not path.is_file():  # a pipe can be read only once
         return "spec"
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(4096)
     # Before the suffix is asked: a package is one under every name.
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return _detect_zip(path)
     if is_spec(path) and start[:4] != _ZIP_START:
         return "spec"
@@ -64,6 +68,12 @@ def _detect(path: Path) -> str:
         return "keras"
     if suffix in (".pt", ".pth", ".ts", ".jit") or start[:1] == b"\x80":
         return "torchscript"
+    if suffix == ".pt2":
+        return "pt2"
+    if suffix == ".tflite" or start[4:8] == _TFLITE_START:
+        return "tflite"
+    if suffix == ".xml" and _OPENVINO_START.match(start.removeprefix(b"\xef\xbb\xbf")):
+        return "openvino"
     if suffix in (".pb", ".safetensors"):
         kind, need = {
             ".pb": ("a TensorFlow graph", "node_name_mapping, inputs and outputs"),
@@ -76,7 +86,7 @@ def _detect(path: Path) -> str:
         raise ModelError(f"{path}: a truncated or damaged zip archive; expected a package")
     raise ModelError(
         f"{path}: not a package, nor a model file that Ingot knows"
-        " (ONNX, TorchScript, .keras, SavedModel)"
+        " (ONNX, TorchScript, .keras, SavedModel, .pt2, .tflite, OpenVINO)"
     )
 
 
@@ -107,9 +117,25 @@ def _detect_zip(path: Path) -> str:
     if "model.weights.h5" in names or {"metadata.json", "config.json"} <= names:
         return "keras"
     inner = {name.partition("/")[2] for name in names}
+    if "archive_format" in inner or "serialized_exported_program.json" in names:
+        return "pt2"
     if inner & {"constants.pkl", "data.pkl", "model.json"} and "config.json" not in names:
         return "torchscript"
     return "package"
+
+
+def refuse_run_only(path: str | Path, framework: str) -> None:
+    """Refuse a bare model of a kind that Ingot runs, but that no spec or package holds.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if REGISTRY[framework].run_only:
+        raise UsageError(
+            f"{path}: a file of the format {framework}, which Ingot runs but does not package;"
+            " expected the model that it was exported from",
+            hint=f"this file runs as it is: ingot infer {path}",
+        )
 
 
 def bare_source(path: Path, framework: str) -> ModelSource:

@@ -253,6 +253,8 @@ class Package:
             raise self._malformed(own, "ingot.entrypoint", "a string (module:callable)")
         if not isinstance(own.get("kwargs", {}), dict):
             raise self._malformed(own, "ingot.kwargs", "an object")
+        if not isinstance(own.get("recipe", {}), dict):
+            raise self._malformed(own, "ingot.recipe", "an object")
         if own.get("weights") is not None and not is_basename(own["weights"]):
             raise self._malformed(own, "ingot.weights", "the name of a file below 0/data, or null")
 
@@ -285,6 +287,7 @@ class Package:
                 "entrypoint": own["entrypoint"],
                 "entrypoint_kwargs": own.get("kwargs", {}),
                 "weights": root / "0" / "data" / weights if weights else None,
+                "recipe": own.get("recipe"),
             }
         for key in ("entrypoint", "entrypoint_package"):
             if not isinstance(config.get(key), str):

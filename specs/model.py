@@ -20,11 +20,13 @@ class FrameworkKeys(NamedTuple):
         required: keys that have to be given.
         optional: keys that may be given.
         one_of: keys of which exactly one has to be given.
+        pairs: keys that need another one: (key, what it needs).
     """
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -32,16 +34,29 @@ class FrameworkKeys(NamedTuple):
         return (*self.required, *self.one_of, *self.optional)
 
 
+_HASHED = ("weights_sha256", "weights")
 _CODE = ("kwargs", "code_path_spec", "data_paths", "requirements", "requirements_lock")
 
 FRAMEWORK_KEYS: dict[str, FrameworkKeys] = {
-    "torch": FrameworkKeys(("entrypoint",), ("weights", *_CODE)),
+    "torch": FrameworkKeys(
+        ("entrypoint",),
+        ("weights", "weights_sha256", "recipe", *_CODE),
+        pairs=(_HASHED, ("recipe", "weights")),
+    ),
     "python": FrameworkKeys(("entrypoint",), _CODE),
     "torchscript": FrameworkKeys(("file",)),
-    "keras": FrameworkKeys(("file",), ("node_name_mapping",)),
+    "keras": FrameworkKeys(
+        (),
+        ("weights", "weights_sha256", "node_name_mapping"),
+        ("file", "architecture"),
+        (("architecture", "weights"), ("weights", "architecture"), _HASHED),
+    ),
     "onnx": FrameworkKeys(("file",)),
     "tensorflow": FrameworkKeys(
-        (), ("node_name_mapping", "init_op_names"), ("saved_model", "graph")
+        (),
+        ("node_name_mapping", "init_op_names"),
+        ("saved_model", "graph"),
+        (("graph", "node_name_mapping"),),
     ),
     "ludwig": FrameworkKeys(("directory",)),
 }
@@ -65,9 +80,9 @@ class CodePath(Section):
     )
     dirs_to_package: tuple[str, ...] = key(
         Rule(
-            'Folders below `python_root` to take; `""` is all of it.',
+            'Folders below `python_root` to take; `""` is all of it, and an empty list what the'
+            " entry point imports.",
             allow_empty=True,
-            min_items=1,
         ),
         default=("",),
     )
@@ -119,7 +134,28 @@ class ModelSection(Section):
     )
     kwargs: dict[str, Any] = key("Keyword arguments of the entry point.", default_factory=dict)
     weights: Path | None = key(
-        Rule("State of the module: safetensors, or a weights-only checkpoint.", exists="file"),
+        Rule(
+            "State of the module: safetensors, or a weights-only checkpoint; of an architecture:"
+            " safetensors.",
+            exists="file",
+        ),
+        default=None,
+    )
+    weights_sha256: str | None = key(
+        Rule(
+            "Hash that the file of weights has to have.",
+            pattern=r"^[0-9a-fA-F]{64}$",
+            form="64 hexadecimal digits",
+        ),
+        default=None,
+    )
+    recipe: dict[str, Any] | None = key(
+        "What pruning did to the channels of the module that the entry point returns; its state is"
+        " `weights`.",
+        default=None,
+    )
+    architecture: dict[str, Any] | None = key(
+        "The model as Keras records it (`config.json` of a `.keras` file); its state is `weights`.",
         default=None,
     )
     file: Path | None = key(
@@ -161,11 +197,14 @@ class ModelSection(Section):
     def checked(self, node: Node) -> Self:
         """Check that the framework's keys are there, and no others."""
         self._check_keys(node)
-        if self.graph is not None and self.node_name_mapping is None:
-            raise node.error("the key 'node_name_mapping' is missing; a graph needs one")
         for name in ("node_name_mapping", "init_op_names"):
             if self.saved_model is not None and getattr(self, name):
                 raise node.at(name).error("goes with 'graph'; found 'saved_model'")
+        roots = self.code_path_spec or ()
+        if len(roots) > 1 and not all(entry.dirs_to_package for entry in roots):
+            raise node.at("code_path_spec").error(
+                "found an empty dirs_to_package beside another root; expected it alone"
+            )
         if self.requirements is not None and self.requirements_lock is not None:
             raise node.at("requirements_lock").error("found beside 'requirements'; expected one")
         for entry in self.requirements or ():
@@ -196,6 +235,9 @@ class ModelSection(Section):
         if keys.one_of and len(given) != 1:
             found = " and ".join(given) or "neither"
             raise node.error(f"found {found}; expected exactly one of {', '.join(keys.one_of)}")
+        for name, other in keys.pairs:
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise node.error(f"the key {other!r} is missing; {name!r} needs it")
 
 
 def _check_version_range(text: str, node: Node) -> None:

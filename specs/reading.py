@@ -17,6 +17,9 @@ from .yaml_text import parse_yaml
 MAX_BYTES = 1 << 18
 """Size of a spec file; a larger file is a model or data given by mistake."""
 
+MAX_JSON_BYTES = 1 << 22
+"""Size of a JSON file, which may hold the architecture of a Keras model."""
+
 MAX_DOTS = 200
 """Dots in one key or value of a TOML file."""
 
@@ -56,11 +59,12 @@ def read_tree(path: Path) -> Node:
 
 
 def _read_text(path: Path) -> str:
+    limit = MAX_JSON_BYTES if path.suffix.lower() == ".json" else MAX_BYTES
     try:
         if path.is_dir():
             raise SpecError("found a folder; expected a spec file", file=path)
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(limit + 1)
     except FileNotFoundError:
         raise SpecError("no such file", file=path) from None
     except (OSError, ValueError) as error:
@@ -68,8 +72,8 @@ def _read_text(path: Path) -> str:
         raise SpecError(f"cannot be read: {reason}", file=path) from None
     if b"\0" in data:
         raise SpecError("found a binary file; expected text", file=path)
-    if len(data) > MAX_BYTES:
-        raise SpecError(f"larger than {MAX_BYTES} bytes, which no spec is", file=path)
+    if len(data) > limit:
+        raise SpecError(f"larger than {limit} bytes, which no spec is", file=path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -88,6 +92,9 @@ def _parse_json(text: str) -> Parsed:
         raise SpecError("not valid JSON: nested too deeply") from None
     except ValueError as error:
         raise SpecError(f"not valid JSON: {error}") from None
+    if len(text) > MAX_BYTES:  # no person wrote it, and finding its lines takes seconds
+        json.loads(text, object_pairs_hook=_unique)
+        return value, {}
     # Valid JSON is YAML but for tabs (in JSON they are only ever white space) and some escapes.
     try:
         _, lines = parse_yaml(text.replace("\t", " "))

@@ -80,8 +80,8 @@ def _framework_rules() -> list[dict[str, Any]]:
             then["required"] = list(keys.required)
         if keys.one_of:
             then["oneOf"] = [{"required": [name]} for name in keys.one_of]
-        if "graph" in keys.all:
-            then["dependentRequired"] = {"graph": ["node_name_mapping"]}
+        if keys.pairs:
+            then["dependentRequired"] = {name: [other] for name, other in keys.pairs}
         rules.append(
             {
                 "if": {

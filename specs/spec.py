@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from .. import __version__
 from ..errors import SpecError
 from .canonical import canonicalise, put
 from .declare import Component, Rule, Section, key, keys_of, plain_values
@@ -41,6 +42,9 @@ _OUTPUTS = Rule("What the model returns, written like `inputs`.", aliases=("outp
 _SILENT = ("torch", "python", "torchscript")
 """Frameworks whose models do not say the types and shapes of their tensors."""
 
+FORMAT_VERSION = 1
+"""The only version of the format of specs so far."""
+
 _TEST = Rule("Golden data: what the packaged model is tested with.")
 
 
@@ -67,6 +71,9 @@ class ModelSpec(Section):
     """
 
     model: ModelSection = key("Where the model comes from.")
+    format_version: Literal[1] | None = key(
+        "Version of the format, which exported files name.", default=None
+    )
     name: str = key(
         Rule(
             "The model's name; the spec file's by default.",
@@ -132,9 +139,14 @@ class ModelSpec(Section):
 
     @classmethod
     def prepare(cls, node: Node) -> Node:
-        """Make ``optimization`` a list of stages, and move Neutrino's top-level keys into place."""
+        """Make ``optimization`` a list of stages, and move Neutrino's top-level keys into place.
+
+        Raises:
+            SpecError: it is of another version of the format, or a key is given twice.
+        """
         if not isinstance(node.value, dict):
             return node
+        _check_version(node.at("format_version"))
         stages = node.value.setdefault("optimization", node.with_value({}))
         if not isinstance(stages.value, list):
             stages = node.value["optimization"] = stages.with_value([stages])
@@ -258,6 +270,17 @@ def _load(
     object.__setattr__(spec, "path", path)
     object.__setattr__(spec, "root", root)
     return spec
+
+
+def _check_version(node: Node) -> None:
+    """Check the version first: what else a later one says is not known here."""
+    found = node.value
+    if isinstance(found, int) and not isinstance(found, bool) and found != FORMAT_VERSION:
+        raise node.error(
+            f"found {found}; expected {FORMAT_VERSION}, the only version of the format that Ingot"
+            f" {__version__} reads",
+            hint="a newer Ingot wrote it, and is needed to read it: pip install -U ingot",
+        )
 
 
 def _with_problem(node: Node, parser: Parser) -> Node:

@@ -130,6 +130,14 @@ class TrainingSection(Section):
         Rule("Parts of parameter names that are trained; all when empty.", single="item"),
         default=(),
     )
+    precision: Literal["fp32", "bf16"] = key(
+        "Type that the forward pass is computed in while training (bf16: autocast).",
+        default="fp32",
+    )
+    channels_last: bool = key("Keep images and filters channels-last in memory.", default=False)
+    scale_learning_rate: bool = key(
+        "Multiply the learning rate by the number of workers.", default=False
+    )
     model_dir: Path | None = key("Folder of checkpoints and summaries.", default=None)
     log_frequency: int | None = key(
         Rule("Steps from one log line to the next.", minimum=1), default=None

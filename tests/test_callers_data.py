@@ -205,7 +205,7 @@ import ingot
 
 with ingot.load(sys.argv[1], threads=1) as model:
     model.infer({"x": np.ones(2, np.float32), "y": np.ones(2, np.float32)})
-    print(model._model._session._config.intra_op_parallelism_threads)
+    print(model._model.session._config.intra_op_parallelism_threads)
 """
 
 

@@ -219,7 +219,7 @@ MODELS: dict[str, tuple[str, str, str]] = {
     "both": (model("tensorflow", "saved_model: code", "graph: m.onnx"), "model",
              "found saved_model and graph; expected exactly one"),
     "no mapping": (model("tensorflow", "graph: m.onnx"), "model",
-                   "'node_name_mapping' is missing; a graph needs one"),
+                   "'node_name_mapping' is missing; 'graph' needs it"),
     "half a mapping": (model("tensorflow", "graph: m.onnx", "node_name_mapping: {x: a}"),
                        "model.node_name_mapping", "no entry for 'y'"),
     "mapping of a SavedModel": (model("tensorflow", "saved_model: code",
