@@ -22,11 +22,13 @@ class Framework:
         module: the adapter, a module of this folder.
         distributions: names under which it may be installed; the first found gives its version.
         runs_code: a model of it is Python code, which runs only when trusted.
+        run_only: Ingot exports to it and runs it, but no spec or package holds such a model.
     """
 
     module: str
     distributions: tuple[str, ...]
     runs_code: bool = False
+    run_only: bool = False
 
 
 REGISTRY = {
@@ -37,6 +39,9 @@ REGISTRY = {
     "onnx": Framework("onnx", ("onnxruntime", "onnxruntime-gpu")),
     "python": Framework("python", (), runs_code=True),
     "ludwig": Framework("ludwig", ("ludwig",), runs_code=True),
+    "pt2": Framework("pt2", ("torch",), run_only=True),
+    "tflite": Framework("tflite", ("ai-edge-litert",), run_only=True),
+    "openvino": Framework("openvino", ("openvino",), run_only=True),
 }
 
 

@@ -34,7 +34,11 @@ class ModelSource:
         data_files: files that the entry point finds in its data folder, by name there.
         data_root: the folder that is handed to the entry point, when it exists already.
         always_pass_data_root: hand over the data folder whatever the entry point's signature.
-        weights: state of the module that the entry point returns (torch).
+        weights: state of the module that the entry point returns (torch), or of the architecture
+            (keras).
+        weights_sha256: the hash that the file of weights has to have.
+        recipe: what pruning did to the channels of the module that the entry point returns (torch).
+        architecture: the record of a model, which its weights belong to (keras).
         node_name_mapping: name in the spec to name in the graph (tensorflow) or model (keras).
         init_op_names: graph operations to run once after loading (tensorflow).
         custom_ops: shared libraries to load before the model.
@@ -52,6 +56,9 @@ class ModelSource:
     data_root: Path | None = None
     always_pass_data_root: bool = False
     weights: Path | None = None
+    weights_sha256: str | None = None
+    recipe: Mapping[str, Any] | None = None
+    architecture: Mapping[str, Any] | None = None
     node_name_mapping: Mapping[str, str] | None = None
     init_op_names: tuple[str, ...] = ()
     custom_ops: tuple[Path, ...] = ()
@@ -71,6 +78,23 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         parse_device(self.device)
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What one layer of a model returned.
+
+    Attributes:
+        name: the layer's name in its model.
+        kind: its type (``Conv2d``, ``MatMul``).
+        array: its output; of several the first.
+        scopes: other names under which another model may know it.
+    """
+
+    name: str
+    kind: str
+    array: np.ndarray[Any, Any]
+    scopes: tuple[str, ...] = ()
 
 
 class Model(ABC):
@@ -103,9 +127,42 @@ class Model(ABC):
             arrays by output name; strings are NumPy unicode arrays.
         """
 
+    def layers(self, arrays: Arrays) -> list[LayerOutput]:
+        """Run one batch and return what each layer returned, in order; empty where none can tell.
+
+        Args:
+            arrays: as for :meth:`run`.
+        """
+        return []
+
     def close(self) -> None:
         """Release what the model holds outside of Python's memory."""
         return None
+
+
+def check_weights(source: ModelSource) -> None:
+    """Compare the file of weights with the hash that the source gives, if it gives one.
+
+    Raises:
+        ModelError: it is another file, or cannot be read.
+    """
+    if source.weights is None or source.weights_sha256 is None:
+        return
+    import hashlib
+
+    from ..errors import ModelError
+
+    try:
+        with source.weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{source.weights}: cannot be read: {error.strerror}") from error
+    if found != source.weights_sha256.lower():
+        raise ModelError(
+            f"{source.label}: {source.weights} is not the file of weights that belongs to it:"
+            f" found the sha256 {found}; expected {source.weights_sha256}",
+            hint="the file is damaged, or was changed after it was exported: export it again",
+        )
 
 
 def import_framework(name: str, extra: str) -> ModuleType:
@@ -194,9 +251,21 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names) or "none"
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file is a zip archive, a damaged one included."""
+    import zipfile
+
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a damaged end: "zipfiles that span multiple disks"
+        return True
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message that says anything."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0] == "in user code:":  # TensorFlow: a traceback follows
+        return next((line for line in reversed(lines) if "Error: " in line), lines[-1])
     return lines[0] if lines else type(error).__name__
 
 

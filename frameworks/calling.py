@@ -27,7 +27,8 @@ def name_outputs(returned: Any, names: Sequence[str], label: str) -> dict[str, A
     """Give names to what a model returned.
 
     Args:
-        returned: a dict by name, a named tuple, a list or tuple (of values in the order of the
+        returned: a dict by name (a dict in it is flattened: ``boxes.scores``), a named tuple, a
+            list or tuple (of values in the order of the
             spec, or of dicts that together hold all outputs), or the bare value of the one output.
         names: the outputs of the spec, in order; empty when there is no spec: then values are
             called ``output``, or ``output_0``, ``output_1``, ...
@@ -39,7 +40,7 @@ def name_outputs(returned: Any, names: Sequence[str], label: str) -> dict[str, A
     if returned is None:
         raise ModelError(f"{label}: the model returned None; expected {_expected(names)}")
     if isinstance(returned, Mapping):
-        return {str(name): value for name, value in returned.items()}
+        return _flatten(returned)
     if isinstance(returned, tuple) and hasattr(returned, "_asdict"):
         fields = returned._asdict()
         if not names or set(names) <= set(fields):
@@ -65,6 +66,17 @@ def name_outputs(returned: Any, names: Sequence[str], label: str) -> dict[str, A
             f" expected {_expected(names)}"
         )
     return {names[0]: returned}
+
+
+def _flatten(returned: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return values by name; those of a dict in a dict by both names: ``boxes.scores``."""
+    flat: dict[str, Any] = {}
+    for name, value in returned.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _merge(parts: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any]:

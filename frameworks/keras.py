@@ -1,9 +1,8 @@
-"""Keras 3 files (``.keras``), loaded in safe mode."""
+"""Keras 3 files (``.keras``), or an architecture and its weights; loaded in safe mode."""
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,19 @@ from ..errors import ModelError
 from ..specs.dtypes import canonical_dtype
 from ..specs.tensors import Dimension, TensorSpec
 from .base import (
+    LayerOutput,
     LoadOptions,
     Model,
     ModelSource,
+    check_weights,
     decode_strings,
     first_line,
     import_framework,
+    is_zip,
     require_specs,
 )
 from .custom_ops import load_once
+from .keras_weights import build, load_weights
 from .tensorflow import import_tensorflow, no_keras_home, tensorflow_device
 
 if TYPE_CHECKING:
@@ -41,27 +44,31 @@ def import_keras(options: LoadOptions | None = None) -> Any:
 
 
 def load(source: ModelSource, options: LoadOptions) -> Model:
-    """Load a ``.keras`` file; code inside of it (Lambda layers) is refused.
+    """Load a ``.keras`` file, or an architecture; code inside of it (Lambda layers) is refused.
 
     Raises:
         ModelError: the file is something else, holds code or unknown classes, or lacks a tensor of
-            the spec.
+            the spec; or the weights do not fit the architecture.
         MissingDependencyError: Keras is not installed.
     """
-    if source.path is None:
+    if source.path is None and source.architecture is None:
         raise ModelError(f"{source.label}: a Keras model needs a file")
-    if not zipfile.is_zipfile(source.path):
+    if source.path is not None and not is_zip(source.path):
         raise ModelError(
             f"{source.label}: not a .keras file (it is no zip archive, or truncated)",
             hint="a file of Keras 2 (.h5) is converted by loading it and model.save('model.keras')",
         )
+    check_weights(source)
     keras = import_keras(options)
     if source.custom_ops:
         load_once(
             source.custom_ops, "tensorflow", import_tensorflow().load_op_library, source.label
         )
     try:
-        native = keras.saving.load_model(source.path, compile=False, safe_mode=True)
+        if source.architecture is None:
+            native = keras.saving.load_model(source.path, compile=False, safe_mode=True)
+        else:
+            native = build(source.architecture, keras)
     except Exception as error:
         reason = first_line(error)
         hint = None
@@ -70,6 +77,8 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
         raise ModelError(
             f"{source.label}: Keras {keras.__version__} cannot load it: {reason}", hint=hint
         ) from error
+    if source.weights is not None:
+        load_weights(native, source.weights, source.label, keras)
     return KerasModel(source, native, keras, options)
 
 
@@ -135,6 +144,13 @@ class KerasModel(Model):
             raise ModelError(f"{self._label}: the model failed: {first_line(error)}") from error
         wanted = self._output_names if outputs is None else outputs
         return {name: self._array(values[name]) for name in wanted}
+
+    def layers(self, arrays: Arrays) -> list[LayerOutput]:
+        from .layers import keras_layers
+
+        convert = self._keras.ops.convert_to_tensor
+        tensors = [convert(arrays[name]) for name in self._feed_names]
+        return keras_layers(self.native, self._keras, tensors)
 
     def call_tensors(self, tensors: Mapping[str, Any], call: Any = None) -> dict[str, Any]:
         """Call the model with backend tensors by input name; return them by output name.

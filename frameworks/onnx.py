@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import ModelError
 from ..specs.tensors import Dimension, TensorSpec
 from .base import (
+    LayerOutput,
     LoadOptions,
     Model,
     ModelSource,
@@ -98,6 +99,7 @@ class _OnnxModel(Model):
         self.version = runtime.__version__
         self.native = session
         self._label = source.label
+        self._path = Path(source.path or "")
         self._runtime = runtime
         self._session = session
         inputs = [_tensor_spec(value, source.label) for value in session.get_inputs()]
@@ -143,6 +145,11 @@ class _OnnxModel(Model):
             else:
                 values.append(value.numpy())
         return values
+
+    def layers(self, arrays: Arrays) -> list[LayerOutput]:
+        from .layers import onnx_layers
+
+        return onnx_layers(self._path, arrays)
 
     def close(self) -> None:
         self._session = None

@@ -61,8 +61,10 @@ def code_folder(source: ModelSource) -> CodeFolder:
 def call_entrypoint(source: ModelSource, code: CodeFolder) -> Any:
     """Call the entry point, with the folder of its data when it takes one.
 
+    A module that was pruned gets the sizes of its channel recipe; its weights are not loaded.
+
     Raises:
-        ModelError: it cannot be imported, or fails.
+        ModelError: it cannot be imported, or fails, or the recipe does not fit.
     """
     if source.entrypoint is None:
         raise ModelError(f"{source.label}: Python code needs an entry point")
@@ -72,12 +74,17 @@ def call_entrypoint(source: ModelSource, code: CodeFolder) -> Any:
     if source.always_pass_data_root or wants_data_root(entrypoint, kwargs):
         arguments = [str(_data_root(source, code))]
     try:
-        return entrypoint(*arguments, **kwargs)
+        model = entrypoint(*arguments, **kwargs)
     except IngotError:
         raise
     except Exception as error:
         what = f"the entry point {source.entrypoint!r}"
         raise user_code_error(source.label, what, error, source.code_root) from error
+    if source.recipe is not None:
+        from .torch_recipe import apply_recipe
+
+        model = apply_recipe(model, source.recipe, source.label)
+    return model
 
 
 def _data_root(source: ModelSource, code: CodeFolder) -> Path:

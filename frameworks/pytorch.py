@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
-from .base import LoadOptions, Model, ModelSource
+from .base import LayerOutput, LoadOptions, Model, ModelSource, check_weights, is_zip
 from .calling import name_outputs, takes_keywords
 from .entrypoints import CodeFolder, user_code_error
 from .python import call_entrypoint, code_folder
@@ -24,11 +24,13 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     """Build the module, load its weights and put it into eval mode.
 
     Raises:
-        ModelError: the entry point fails or returns no module, or the weights do not fit.
+        ModelError: the entry point fails or returns no module, or the weights do not fit, or are
+            not those of ``weights_sha256``.
         MissingDependencyError: PyTorch is not installed.
     """
     torch = import_torch(options)
     load_custom_ops(source.custom_ops, source.label)
+    check_weights(source)
     code = code_folder(source)
     module = call_entrypoint(source, code)
     if not isinstance(module, torch.nn.Module):
@@ -90,7 +92,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:
         raise ModelError(
             f"{path}: cannot be read as plain tensors: it is damaged, or a pickle that holds code,"
@@ -105,12 +107,6 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     ):
         raise ModelError(f"{path}: found a {type(state).__name__}; expected tensors by name")
     return state
-
-
-def _is_zip(path: Path) -> bool:
-    import zipfile
-
-    return zipfile.is_zipfile(path)
 
 
 class _TorchModel(Model):
@@ -149,6 +145,13 @@ class _TorchModel(Model):
         if self._by_keyword:
             return self.native(**tensors)
         return self.native(*tensors.values())
+
+    def layers(self, arrays: Arrays) -> list[LayerOutput]:
+        from .layers import torch_layers
+
+        if not hasattr(self.native, "named_modules"):
+            return []
+        return torch_layers(self.native, lambda: self.run(arrays))
 
     def close(self) -> None:
         self._code.close()

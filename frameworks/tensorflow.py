@@ -115,7 +115,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     device = tensorflow_device(tensorflow, options.device)
     if source.path.is_dir():
         return _SavedModel(source, tensorflow, device)
-    return _GraphModel(source, tensorflow, device, options.threads)
+    return GraphModel(source, tensorflow, device, options.threads)
 
 
 def tensorflow_device(tensorflow: Any, device: str) -> str:
@@ -128,8 +128,13 @@ def tensorflow_device(tensorflow: Any, device: str) -> str:
     return "/CPU:0"
 
 
-class _GraphModel(Model):
-    """A GraphDef in a session of its own; ``make_callable`` is the fastest way to call one."""
+class GraphModel(Model):
+    """A GraphDef in a session of its own; ``make_callable`` is the fastest way to call one.
+
+    Attributes:
+        nodes: the graph's tensor of each input and output, by name.
+        session: runs the graph; its variables are initialised.
+    """
 
     def __init__(
         self, source: ModelSource, tensorflow: Any, device: str, threads: int | None
@@ -153,17 +158,17 @@ class _GraphModel(Model):
                 f" {first_line(error)}"
             ) from error
         self.native = graph
-        self._nodes = {
+        self.nodes = {
             spec.name: _node(graph, source, spec.name) for spec in (*self.inputs, *self.outputs)
         }
         config = v1.ConfigProto(allow_soft_placement=True)
         if threads is not None:
             config.intra_op_parallelism_threads = threads
             config.inter_op_parallelism_threads = 1
-        self._session = v1.Session(graph=graph, config=config)
+        self.session = v1.Session(graph=graph, config=config)
         try:
             for name in source.init_op_names:
-                self._session.run(graph.get_operation_by_name(name.removesuffix(":0")))
+                self.session.run(graph.get_operation_by_name(name.removesuffix(":0")))
         except Exception as error:
             raise ModelError(
                 f"{source.label}: the init operation {name!r} failed: {first_line(error)}"
@@ -178,8 +183,8 @@ class _GraphModel(Model):
         try:
             call = self._callables.get((fed, wanted))
             if call is None:
-                call = self._session.make_callable(
-                    [self._nodes[name] for name in wanted], [self._nodes[name] for name in fed]
+                call = self.session.make_callable(
+                    [self.nodes[name] for name in wanted], [self.nodes[name] for name in fed]
                 )
                 self._callables[fed, wanted] = call
             values = call(*arrays.values())
@@ -190,8 +195,16 @@ class _GraphModel(Model):
         except Exception as error:
             raise ModelError(f"{self._label}: the model failed: {first_line(error)}") from error
 
+    def frozen_graph_def(self) -> Any:
+        """Return the graph with its variables as constants, cut down to what the outputs need."""
+        operations = sorted({self.nodes[spec.name].op.name for spec in self.outputs})
+        tensorflow = import_tensorflow()
+        return tensorflow.compat.v1.graph_util.convert_variables_to_constants(
+            self.session, self.native.as_graph_def(), operations
+        )
+
     def close(self) -> None:
-        self._session.close()
+        self.session.close()
 
 
 class _SavedModel(Model):

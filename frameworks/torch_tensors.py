@@ -201,6 +201,13 @@ class TensorConverter:
                 )
             return value.resolve_conj().resolve_neg().numpy()
         if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
+            shapes = {tuple(item.shape) for item in value}
+            if len(shapes) > 1:
+                raise ModelError(
+                    f"{self._label}: output {name!r} is a {type(value).__name__} of {len(value)}"
+                    " tensors of different shapes; expected one tensor",
+                    hint="return a flat tuple in the order of the spec, or a dict by name",
+                )
             return np.stack([self.to_array(name, item) for item in value])
         array = np.asarray(value)
         if array.dtype.kind == "O":

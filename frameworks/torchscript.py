@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..specs.tensors import TensorSpec
-from .base import LoadOptions, Model, ModelSource
+from .base import LoadOptions, Model, ModelSource, is_zip
 from .calling import name_outputs
 from .torch_tensors import TensorConverter, import_torch, load_custom_ops, torch_device
 
@@ -49,7 +49,7 @@ def check_file(path: Path, label: str) -> None:
     Raises:
         ModelError: it is a pickle, a checkpoint, the format of before PyTorch 1.4, or damaged.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         with path.open("rb") as file:
             start = file.read(2)
         if start[:1] == b"\x80":

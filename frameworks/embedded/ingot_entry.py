@@ -23,6 +23,8 @@ def get_model(data_root):
     kwargs = settings.get("kwargs", {})
     arguments = [data_root] if wants_data_root(entrypoint, kwargs) else []
     model = entrypoint(*arguments, **kwargs)
+    if settings.get("recipe"):
+        _import("ingot_recipe").apply_recipe(model, settings["recipe"])
     if settings.get("weights"):
         _load_weights(model, os.path.join(data_root, settings["weights"]))
     return _NamedModel(model, settings)
