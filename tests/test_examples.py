@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +140,49 @@ def test_demo_runs_from_start_to_end(tmp_path, empty_home):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("5/5 checks") == 4
     assert not any(empty_home.iterdir())
+
+
+@pytest.mark.slow
+def test_transfer_learning_beats_a_start_from_scratch(ingot_cli, tmp_path):
+    pytest.importorskip("torchmetrics")
+    folder = tmp_path / "transfer"
+    shutil.copytree(EXAMPLES / "transfer", folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+    accuracy = {}
+    for name, run, options in (
+        ("base", "base", ()),
+        ("tuned", "tuned", ()),
+        ("tuned", "scratch", ("--set", "training={}")),
+    ):
+        done = ingot_cli("train", f"{name}.yaml", "-o", run, "--json", *options, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        accuracy[run] = json.loads(done.stdout)["metrics"]["accuracy"]
+
+    assert accuracy["base"] > 97
+    assert accuracy["tuned"] > accuracy["scratch"] > 70
+
+
+def test_the_cifar10_application_runs_on_a_small_zip(ingot_cli, tmp_path):
+    pytest.importorskip("torchmetrics")
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "cifar10"
+    shutil.copytree(EXAMPLES / "cifar10", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    generator = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "cifar10-jpg.zip", "w") as archive:
+        for split, name in itertools.product(("train", "test"), "abcdefghij"):
+            pixels = io.BytesIO()
+            image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(pixels, "JPEG")
+            archive.writestr(f"{split}/{name}/0.jpg", pixels.getvalue())
+
+    written = subprocess.run(
+        [sys.executable, "make_csv.py", "cifar10-jpg.zip"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    done = ingot_cli("train", "resnet32.yaml", "-o", "run", "--epochs", "1", "--json", cwd=folder)
+
+    assert "train.csv: 10 images of 10 classes" in written.stdout
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["metrics"]) == {"accuracy", "top5"}

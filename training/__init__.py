@@ -1,0 +1,48 @@
+"""Training and evaluation: inputs, networks, losses, metrics and the loop; Keras is to follow."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "Augmenter": "inputter",
+    "Callback": "callbacks",
+    "Device": "device",
+    "Evaluation": "evaluation",
+    "EvaluationFunction": "evaluation",
+    "ExternalTrainingLoop": "factories",
+    "ForwardPass": "forward_pass",
+    "Inputter": "inputter",
+    "LossFunction": "losses",
+    "Modeler": "modeler",
+    "NativeOptimizerFactory": "factories",
+    "NativeSchedulerFactory": "factories",
+    "Problem": "problem",
+    "Runner": "runner",
+    "TorchEvaluationFunction": "torch_metrics",
+    "TorchForwardPass": "torch_forward_pass",
+    "TorchLossFunction": "torch_losses",
+    "TrainerOptions": "options",
+    "TrainingError": "runner",
+    "TrainingInterrupted": "runner",
+    "evaluate_spec": "assess",
+    "fit": "given",
+    "measure": "given",
+    "train_network": "train",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

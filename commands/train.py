@@ -1,0 +1,354 @@
+"""``train``: train the network of a spec, so that it can be killed and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SpecError, UsageError
+from ..specs import ModelSpec, load_spec
+
+if TYPE_CHECKING:
+    from ..training.callbacks import TrainProgress
+    from ..training.options import TrainerOptions
+    from ..training.problem import Problem
+    from ..training.runner import Runner
+    from ..training.train import Trained
+
+WEIGHTS = "weights.safetensors"
+BEST = "best.safetensors"
+RESULT = "train.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run made.
+
+    Attributes:
+        name: the model's name.
+        run_dir: holds weights, checkpoints and the result.
+        weights: what ``model.weights`` may name; the best when training stopped early.
+        metrics: of these weights on ``eval_split``; empty when there is no such split.
+        eval_key: the metric that counts.
+        best: its best value, and the epoch after which it was measured.
+        epochs: epochs that were trained.
+        steps: batches that were trained.
+        stop_reason: why training stopped before its last epoch.
+        elapsed_seconds: over all parts of the run.
+        seed: of everything that was random.
+        device: where it ran.
+        history: loss and metrics of each evaluation.
+    """
+
+    name: str
+    run_dir: Path
+    weights: Path
+    metrics: Mapping[str, float]
+    eval_key: str | None
+    best: Mapping[str, Any]
+    epochs: int
+    steps: int
+    stop_reason: str | None
+    elapsed_seconds: float
+    seed: int
+    device: str
+    history: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; paths are absolute."""
+        from ..training.evaluation import json_numbers
+
+        return {
+            "name": self.name,
+            "run_dir": str(self.run_dir.absolute()),
+            "weights": str(self.weights.absolute()),
+            "metrics": json_numbers(self.metrics),
+            "eval_key": self.eval_key,
+            "best": dict(self.best),
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "stop_reason": self.stop_reason,
+            "elapsed_seconds": self.elapsed_seconds,
+            "seed": self.seed,
+            "device": self.device,
+            "history": [
+                {**entry, "metrics": json_numbers(entry["metrics"])} for entry in self.history
+            ],
+        }
+
+
+def train(
+    spec: str | Path | ModelSpec,
+    output: str | Path | None = None,
+    *,
+    epochs: int | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    overrides: Sequence[str] = (),
+    strict: bool = False,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> TrainResult:
+    """Train the network of a spec, from initial weights or ``training.pretrained``.
+
+    Args:
+        spec: a spec file, or a spec. ``model.weights`` is not read.
+        output: the run's folder; ``training.model_dir`` by default, else one in ``INGOT_HOME``.
+        epochs: in place of ``full_trainer.epochs``.
+        resume: go on from the newest checkpoint of the folder, if there is one.
+        fresh: remove what an earlier run left in the folder.
+        device: ``CPU`` or ``GPU``; a GPU where there is one by default.
+        seed: of everything that is random.
+        threads: threads of one operator.
+        overrides: ``key.path=value`` changes of the spec.
+        strict: refuse a GPU that is not there, in place of a warning.
+        progress: called with a ``TrainProgress`` now and then.
+
+    Raises:
+        SpecError: the spec is invalid.
+        UsageError: the folder holds another run, and neither ``resume`` nor ``fresh`` is given.
+        TrainingError: the loss is NaN or infinite.
+        TrainingInterrupted: SIGINT or SIGTERM; a checkpoint was written.
+    """
+    from ..training.distributed import Workers, joined, wait_for_all
+    from ..training.options import TrainerOptions
+    from ..training.problem import Problem, choose_device, set_threads
+    from ..training.train import train_network
+
+    if resume and fresh:
+        raise UsageError("found both --resume and --fresh; expected one of them")
+    loaded = _load(spec, overrides)
+    chosen = choose_device(device, strict)
+    set_threads(threads)
+    options = TrainerOptions.from_spec(loaded, epochs=epochs, device=chosen, seed=seed)
+    folder = run_folder(loaded, output, seed)
+    workers = Workers.from_environment()
+    if workers.is_first:
+        prepare_folder(folder, resume, fresh)
+    problem = Problem(loaded, chosen, seed)
+    with (
+        _nothing_left_empty(folder),
+        joined(workers, chosen),
+        _stop_on_signals() as watch,
+    ):
+        wait_for_all(workers)
+        network = problem.build_network()
+        if loaded.external_training_loop is not None:
+            if workers.count > 1:
+                raise UsageError("external_training_loop: trains in one process only")
+            return _train_outside(problem, network, options.epochs, folder)
+        trained = train_network(
+            problem,
+            network,
+            options,
+            folder=folder,
+            resume=resume,
+            report=progress if workers.is_first else None,
+            watch=watch,
+            workers=workers,
+        )
+        result = _finish(trained, options, loaded.name, folder, workers.is_first)
+        wait_for_all(workers)
+    return result
+
+
+def _finish(
+    trained: Trained, options: TrainerOptions, name: str, folder: Path, is_first: bool
+) -> TrainResult:
+    """Write the weights and the result; only the first of several workers does."""
+    state = trained.state
+    weights = folder / WEIGHTS
+    entry: Mapping[str, Any] = state.history[-1] if state.history else {}
+    takes_best = options.early_stopping_patience is not None and bool(state.best_epoch)
+    if takes_best:
+        entry = next(item for item in state.history if item["epoch"] == state.best_epoch)
+    result = TrainResult(
+        name,
+        folder,
+        weights,
+        entry.get("metrics", {}),
+        trained.eval_key,
+        {"value": state.best, "epoch": state.best_epoch} if state.history else {},
+        state.epoch,
+        state.step,
+        state.stop_reason,
+        state.seconds,
+        options.seed,
+        str(options.device),
+        state.history,
+    )
+    if is_first:
+        if takes_best:
+            _copy(folder / BEST, weights)
+        else:
+            trained.modeler.write_weights(weights)
+        _write_json(folder / RESULT, result.to_dict())
+    return result
+
+
+def _load(spec: str | Path | ModelSpec, overrides: Sequence[str]) -> ModelSpec:
+    if isinstance(spec, ModelSpec):
+        return spec
+    # The weights that the spec names may be what this run is to make.
+    loaded = load_spec(spec, overrides, check_files=False)
+    pretrained = None if loaded.training is None else loaded.training.pretrained
+    if pretrained is not None and not pretrained.is_file():
+        raise SpecError(f"{pretrained}: no such file", file=loaded.path, key="training.pretrained")
+    return loaded
+
+
+def run_folder(spec: ModelSpec, output: str | Path | None, seed: int) -> Path:
+    """Return where a run lies: ``output``, ``training.model_dir``, or a folder in INGOT_HOME.
+
+    The last is named by the spec and the seed, so that the same command finds its run again.
+    """
+    if output is not None:
+        return Path(output).expanduser()
+    if spec.training is not None and spec.training.model_dir is not None:
+        return spec.training.model_dir
+    home = Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
+    text = json.dumps([spec.to_dict(), str(spec.root), seed], sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return home / "runs" / f"train-{spec.name}-{key}"
+
+
+def prepare_folder(folder: Path, resume: bool, fresh: bool) -> None:
+    """Make the folder of a run, and remove an earlier one when asked to.
+
+    Raises:
+        UsageError: it holds an earlier run, and neither is given; or it cannot be made.
+    """
+    from ..training.callbacks import checkpoints_in
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: found a file; expected a folder")
+    if not folder.parent.is_dir() and "runs" not in folder.parts:
+        raise UsageError(f"{folder}: its folder does not exist")
+    leftovers = [*checkpoints_in(folder), folder / WEIGHTS, folder / BEST, folder / RESULT]
+    leftovers = [path for path in leftovers if path.is_file()]
+    if leftovers and not (resume or fresh):
+        raise UsageError(
+            f"{folder}: holds an earlier run ({leftovers[0].name}); expected --resume or --fresh",
+            hint="--resume goes on from its newest checkpoint, --fresh removes it",
+        )
+    if fresh:
+        for path in leftovers:
+            path.unlink()
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _nothing_left_empty(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that failed before it wrote anything."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # only where it is empty
+        raise
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[Callable[[Runner], None]]:
+    """Let the first SIGINT or SIGTERM end the run after its present step; a second one, at once."""
+    runners: list[Runner] = []
+    previous: dict[signal.Signals, Any] = {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not runners or runners[0].stop_requested:
+            raise KeyboardInterrupt
+        runners[0].stop_requested = True
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, stop)
+    try:
+        yield runners.append
+    finally:
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
+
+
+def _train_outside(problem: Problem, network: Any, epochs: int, folder: Path) -> TrainResult:
+    """Let the user's own loop train."""
+    import inspect
+    import time
+
+    from ..errors import ModelError
+    from ..frameworks.entrypoints import user_code_error
+    from ..training.evaluation import run_evaluation
+    from ..training.torch_metrics import evaluating
+    from ..training.torch_modeler import TorchModeler
+
+    name = problem.spec.external_training_loop
+    assert name is not None
+    code = problem.components.code
+    loop = code.attribute(name, "external_training_loop")
+    if inspect.isclass(loop):
+        loop = problem.components.call(loop, {}, "external_training_loop", name)
+    split = problem.split(problem.spec.evaluation.eval_split, "evaluation.eval_split")
+
+    def validation(model: Any) -> Mapping[str, float]:
+        with evaluating(model):
+            return run_evaluation(problem.evaluation, model, split, problem.device).metrics
+
+    start = time.perf_counter()
+    try:
+        returned = loop.train(network, epochs, validation, False)
+    except Exception as error:
+        raise user_code_error(problem.label, f"{name!r}", error, code.folder) from error
+    if not hasattr(returned, "state_dict"):
+        raise ModelError(
+            f"{problem.label}: external_training_loop {name!r} returned a"
+            f" {type(returned).__name__}; expected the model"
+        )
+    modeler = TorchModeler(returned, problem.forward_pass, None, problem.evaluation, problem.device)
+    found = modeler.evaluate(split)
+    key = found.key(
+        problem.spec.evaluation.eval_key, getattr(problem.evaluation, "default_key", None)
+    )
+    weights = folder / WEIGHTS
+    modeler.write_weights(weights)
+    elapsed = time.perf_counter() - start
+    result = TrainResult(
+        problem.spec.name,
+        folder,
+        weights,
+        found.metrics,
+        key,
+        {"value": found.metrics[key], "epoch": epochs},
+        epochs,
+        0,
+        None,
+        elapsed,
+        problem.seed,
+        str(problem.device),
+    )
+    _write_json(folder / RESULT, result.to_dict())
+    return result
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps({"schema_version": 1, **document}, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,219 @@
+"""Workers that train together (torch.distributed): each has a part of every epoch's data."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from ..errors import UsageError
+from .device import Device
+from .inputter import Inputter
+
+_WAIT = timedelta(hours=12)
+"""The others wait while the first worker evaluates; that one died is noticed by the launcher."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The place of this process among those that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+        local_rank: its number on this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> Workers:
+        """Read what torchrun says; without it there is one worker."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return cls()
+        return cls(
+            int(os.environ["RANK"]),
+            int(os.environ["WORLD_SIZE"]),
+            int(os.environ.get("LOCAL_RANK", "0")),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes, evaluates and talks."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined(workers: Workers, device: Device) -> Iterator[None]:
+    """Let the workers find each other, and part again (gloo on a CPU, NCCL on GPUs)."""
+    if workers.count == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    if device is Device.GPU:
+        if workers.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"--nproc: worker {workers.local_rank} has no GPU; this machine has"
+                f" {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(workers.local_rank)
+    # A worker that waits for one that has failed runs no handler of Python's.
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    distributed.init_process_group(
+        "nccl" if device is Device.GPU else "gloo",
+        rank=workers.rank,
+        world_size=workers.count,
+        timeout=_WAIT,
+    )
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def alone(count: int) -> Iterator[None]:
+    """Let code of this process alone believe that there are no other workers.
+
+    Metrics (torchmetrics, and a user's own) would otherwise wait for the others to join in.
+    """
+    if count == 1:
+        yield
+        return
+    from torch.distributed.distributed_c10d import GroupMember
+
+    world = GroupMember.WORLD
+    GroupMember.WORLD = None
+    try:
+        yield
+    finally:
+        GroupMember.WORLD = world
+
+
+def wait_for_all(workers: Workers) -> None:
+    """Go on when every worker has come here."""
+    if workers.count > 1:
+        from torch import distributed
+
+        distributed.barrier()
+
+
+def any_worker(value: bool, count: int) -> bool:
+    """Whether ``value`` is true on any worker."""
+    if count == 1:
+        return value
+    import torch
+    from torch import distributed
+
+    kind = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor([int(value)], device=kind)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def of_first(value: Any, count: int) -> Any:
+    """Return the first worker's value, on every worker."""
+    if count == 1:
+        return value
+    from torch import distributed
+
+    found = [value]
+    distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def of_all(value: Any, count: int) -> list[Any]:
+    """Return every worker's value, on every worker."""
+    if count == 1:
+        return [value]
+    from torch import distributed
+
+    found: list[Any] = [None] * count
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def part_of(loader: Iterable[Any], workers: Workers, seed: int) -> Iterable[Any]:
+    """Return the part of a training split that this worker has.
+
+    An inputter deals out its samples; a ``DataLoader`` gets a ``DistributedSampler``; of anything
+    else each worker takes every n-th batch.
+
+    Raises:
+        UsageError: a ``DataLoader`` has a batch sampler or an iterable data set of its own.
+    """
+    if workers.count == 1:
+        return loader
+    from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
+
+    if isinstance(loader, Inputter):
+        loader.rank, loader.workers = workers.rank, workers.count
+        return loader
+    if not isinstance(loader, DataLoader):
+        return EveryNth(loader, workers)
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        raise UsageError(
+            "the training DataLoader has an iterable data set, or batches of its own; expected one"
+            " whose samples can be dealt out to the workers",
+            hint="read RANK and WORLD_SIZE in your own code, or train with one process",
+        )
+    sampler: Any = DistributedSampler(
+        loader.dataset,
+        workers.count,
+        workers.rank,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        seed=seed,
+        drop_last=True,
+    )
+    return DataLoader(
+        loader.dataset,
+        loader.batch_size,
+        sampler=sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+class EveryNth:
+    """Every n-th batch of a loader, as many for each worker.
+
+    Args:
+        loader: all batches.
+        workers: which part.
+    """
+
+    def __init__(self, loader: Iterable[Any], workers: Workers) -> None:
+        self.loader, self.workers = loader, workers
+
+    def __iter__(self) -> Iterator[Any]:
+        own = None
+        for index, batch in enumerate(self.loader):
+            place = index % self.workers.count
+            if place == self.workers.rank:
+                own = batch
+            if place == self.workers.count - 1:  # a round is complete: nobody waits for another
+                yield own
+
+    def __len__(self) -> int:
+        return len(self.loader) // self.workers.count  # type: ignore[arg-type]
+
+
+def split_for(
+    splits: Mapping[str, Iterable[Any]], workers: Workers, seed: int
+) -> Mapping[str, Iterable[Any]]:
+    """Return splits of which ``train`` is this worker's part; the others are whole."""
+    if workers.count == 1:
+        return splits
+    return {**splits, "train": part_of(splits["train"], workers, seed)}

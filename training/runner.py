@@ -1,0 +1,326 @@
+"""The runner: the loop over epochs and batches, and what is called around it."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import IngotError, InputError
+from .data import Splits
+from .evaluation import Evaluation
+from .modeler import Modeler
+from .options import TrainerOptions
+
+if TYPE_CHECKING:
+    from .callbacks import Callback
+
+_RECORD_SECONDS = 0.5
+_MOST_PENDING = 50
+"""Losses of as many steps wait on an accelerator before they are fetched and checked."""
+
+
+class TrainingError(IngotError):
+    """Training cannot go on: the loss is no number, or a worker died (exit code 1)."""
+
+
+class TrainingInterrupted(IngotError):
+    """Training was asked to stop, and wrote a checkpoint (exit code 130)."""
+
+    exit_code = 130
+
+
+@dataclass
+class RunState:
+    """Where a run stands; a checkpoint holds it.
+
+    Attributes:
+        epoch: epochs that are complete.
+        batch: batches of the present epoch that are complete.
+        step: all batches that are complete.
+        history: of each evaluation ``epoch``, ``step``, ``loss``, ``learning_rate``, ``metrics``.
+        best: the best value of the metric that counts.
+        best_epoch: the epoch after which it was measured.
+        stop_reason: why training stops before its last epoch.
+        seconds: how long it ran, over all its parts.
+        loss_sum: losses of the steps since the last evaluation.
+        loss_count: how many they are.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    best_epoch: int = 0
+    stop_reason: str | None = None
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+
+class Runner(ABC):
+    """Drives the training split and a modeler over the devices, and calls callbacks.
+
+    Args:
+        modeler: network, loss and metrics.
+        splits: iterables of batches by name; ``train`` is trained on.
+        options: how it is trained.
+        callbacks: called before and after the run, each step, each evaluation and each epoch.
+        rank: number of this worker, from 0.
+        workers: how many workers train together.
+    """
+
+    def __init__(
+        self,
+        modeler: Modeler,
+        splits: Splits,
+        options: TrainerOptions,
+        callbacks: Sequence[Callback] = (),
+        rank: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self.modeler = modeler
+        self.splits = splits
+        self.options = options
+        self.callbacks = list(callbacks)
+        self.rank, self.workers = rank, workers
+        self.state = RunState()
+        self.eval_key: str | None = None
+        self.losses: dict[str, float] = {}
+        self.samples = 0
+        self.stop_requested = False
+        self.last_checkpoint: Path | None = None
+        self._pending: list[tuple[int, Mapping[str, Any]]] = []
+        self._recorded = 0.0
+        self._started = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Batches of an epoch; None when the data does not say."""
+        try:
+            return len(self.splits["train"])  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None when the data does not say."""
+        steps = self.steps_per_epoch
+        return None if steps is None else steps * self.options.epochs
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, over all its parts."""
+        return self.state.seconds + (time.perf_counter() - self._started)
+
+    def run(self) -> RunState:
+        """Train until the last epoch is complete, or something asks to stop.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite.
+            TrainingInterrupted: :attr:`stop_requested` was set from outside.
+        """
+        self.setup()
+        for callback in self.callbacks:
+            callback.before_run(self)
+        self._started = time.perf_counter()
+        while self.state.epoch < self.options.epochs and self.state.stop_reason is None:
+            self._run_epoch()
+        for callback in self.callbacks:
+            callback.after_run(self)
+        self.state.seconds = self.elapsed
+        self._started = time.perf_counter()
+        return self.state
+
+    def _run_epoch(self) -> None:
+        state = self.state
+        batch = None
+        for batch in self.epoch_batches(state.epoch, state.batch):
+            for callback in self.callbacks:
+                callback.before_step(self)
+            losses = self.train_step(batch)
+            state.step += 1
+            state.batch += 1
+            self.samples += batch_size_of(batch) * self.workers
+            self._pending.append((state.step, losses))
+            if not self.is_asynchronous or len(self._pending) >= _MOST_PENDING:
+                self.flush()
+            for callback in self.callbacks:
+                callback.after_step(self)
+            self._record(batch)
+            if self.should_stop():
+                self._interrupt()
+        self.flush()
+        if batch is None and state.batch == 0:
+            raise InputError(
+                f"the split 'train' gave no batch in epoch {state.epoch + 1}; expected an iterable"
+                " that can be iterated again each epoch"
+            )
+        state.epoch += 1
+        state.batch = 0
+        is_last = state.epoch == self.options.epochs
+        if self.options.eval_split in self.splits and (
+            is_last or state.epoch % self.options.eval_freq == 0
+        ):
+            self._evaluate()
+        self.end_epoch()
+        for callback in self.callbacks:
+            callback.after_epoch(self)
+
+    def _evaluate(self) -> None:
+        state = self.state
+        found = self.evaluate(self.splits[self.options.eval_split])
+        if self.eval_key is None:
+            default = getattr(self.modeler.evaluation, "default_key", None)
+            self.eval_key = found.key(self.options.eval_key, default)
+        value = found.value(self.eval_key)
+        state.history.append(
+            {
+                "epoch": state.epoch,
+                "step": state.step,
+                "loss": state.loss_sum / state.loss_count if state.loss_count else None,
+                "learning_rate": self.learning_rate,
+                "metrics": found.metrics,
+            }
+        )
+        state.loss_sum, state.loss_count = 0.0, 0
+        if self.is_better(value, state.best):
+            state.best, state.best_epoch = value, state.epoch
+        self.after_evaluation(value)
+        for callback in self.callbacks:
+            callback.after_evaluate(self, found.metrics)
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether a value of the metric that counts beats another one; NaN beats nothing."""
+        if than is None:
+            return not math.isnan(value)
+        return value > than if self.options.higher_is_better else value < than
+
+    def flush(self) -> None:
+        """Fetch the losses of the last steps and check them.
+
+        Raises:
+            TrainingError: one is NaN or infinite.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        for (step, parts), values in zip(
+            pending, self.fetch([list(parts.values()) for _, parts in pending]), strict=True
+        ):
+            total = sum(values)
+            if not math.isfinite(total):
+                kept = "no checkpoint was written yet"
+                if self.last_checkpoint is not None:
+                    kept = f"the last good checkpoint is {self.last_checkpoint}"
+                epoch = self.state.epoch + (1 if self.state.batch else 0)
+                raise TrainingError(
+                    f"step {step} (epoch {epoch}): the loss is {total}; expected a finite number",
+                    hint=f"{kept}; lower the learning rate, or look at the data",
+                )
+            self.losses = dict(zip(parts, values, strict=True), loss=total)
+            self.state.loss_sum += total
+            self.state.loss_count += 1
+
+    def _record(self, batch: Any) -> None:
+        every = self.options.log_frequency
+        now = time.perf_counter()
+        if every is None:
+            if now - self._recorded < _RECORD_SECONDS:
+                return
+        elif self.state.step % every:
+            return
+        self._recorded = now
+        self.flush()
+        record: dict[str, float] = {"learning_rate": self.learning_rate}
+        for callback in self.callbacks:
+            record |= callback.record(self, batch)
+        for callback in self.callbacks:
+            callback.on_record(self, record)
+
+    def _interrupt(self) -> None:
+        self.flush()
+        for callback in self.callbacks:
+            callback.on_interrupt(self)
+        place = self.last_checkpoint
+        raise TrainingInterrupted(
+            f"interrupted after step {self.state.step} (epoch {self.state.epoch + 1})",
+            hint="nothing was written" if place is None else f"--resume goes on from {place}",
+        )
+
+    def should_stop(self) -> bool:
+        """Whether the run is to end after the present step."""
+        return self.stop_requested
+
+    @property
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """The learning rate of the last step."""
+
+    @property
+    @abstractmethod
+    def is_asynchronous(self) -> bool:
+        """Whether reading a loss would make an accelerator wait."""
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Make the optimizer and the scheduler."""
+
+    @abstractmethod
+    def epoch_batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """Seed the random generators, and yield the batches of an epoch from ``start`` on."""
+
+    @abstractmethod
+    def train_step(self, batch: Any) -> Mapping[str, Any]:
+        """Change the weights after one batch, and return the parts of its loss."""
+
+    @abstractmethod
+    def fetch(self, losses: Sequence[Sequence[Any]]) -> list[list[float]]:
+        """Return losses as numbers."""
+
+    @abstractmethod
+    def evaluate(self, loader: Iterable[Any]) -> Evaluation:
+        """Measure the network on a split."""
+
+    @abstractmethod
+    def after_evaluation(self, value: float) -> None:
+        """Step a scheduler that listens to the metric."""
+
+    @abstractmethod
+    def end_epoch(self) -> None:
+        """Step a scheduler that counts epochs."""
+
+    @abstractmethod
+    def write_checkpoint(self, path: Path) -> None:
+        """Write everything that the rest of the run depends on, or nothing."""
+
+    @abstractmethod
+    def read_checkpoint(self, path: Path) -> None:
+        """Put the run back to where a checkpoint was written.
+
+        Raises:
+            ModelError: it is damaged, or of another network.
+        """
+
+
+def batch_size_of(batch: Any) -> int:
+    """Return how many samples a batch has: the first dimension of its first tensor."""
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple):
+        for element in batch:
+            found = batch_size_of(element)
+            if found:
+                return found
+        return len(batch) if batch and isinstance(batch[0], Mapping) else 0
+    shape: Any = getattr(batch, "shape", ())
+    return int(shape[0]) if len(shape) else 0

@@ -1,0 +1,164 @@
+"""The state of a training run in one safetensors file: tensors, and the rest as JSON. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+
+_KEY = "ingot_training"
+_FORMAT = 1
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors that share no memory to a safetensors file; complete, or not at all."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # that of any new file; safetensors writes its own as 0600
+        save_file(dict(tensors), temporary, metadata=metadata)
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_state(path: Path, tree: Any) -> None:
+    """Write nested dicts, lists, tuples, scalars and tensors; complete, or not at all.
+
+    Raises:
+        ModelError: something in it is none of these.
+    """
+    tensors: dict[str, Any] = {}
+    text = json.dumps({"format": _FORMAT, "tree": _encode(tree, "", tensors)})
+    write_tensors(path, tensors, {_KEY: text})
+
+
+def read_state(path: Path) -> Any:
+    """Read what :func:`write_state` wrote.
+
+    Raises:
+        ModelError: it is no such file, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable checkpoint: {error}") from error
+    if text is None:
+        raise ModelError(f"{path}: found no training state; expected a checkpoint of 'ingot train'")
+    document = json.loads(text)
+    if document["format"] != _FORMAT:
+        raise ModelError(
+            f"{path}: found a checkpoint of format {document['format']}; expected {_FORMAT}"
+        )
+    return _decode(document["tree"], tensors)
+
+
+def _encode(value: Any, where: str, tensors: dict[str, Any]) -> Any:
+    import numpy as np
+    import torch
+
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return {"numpy": _encode(torch.from_numpy(value.copy()), where, tensors)}
+    if isinstance(value, torch.Tensor):
+        # Every tensor gets memory of its own: safetensors refuses what shares it.
+        tensors[where] = value.detach().cpu().clone().contiguous()
+        return {"tensor": where}
+    if isinstance(value, list):
+        return [_encode(item, f"{where}/{index}", tensors) for index, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"tuple": _encode(list(value), where, tensors)}
+    if isinstance(value, dict):
+        pairs = [
+            [_encode(key, where, tensors), _encode(item, f"{where}/{key}", tensors)]
+            for key, item in value.items()
+        ]
+        return {"counter" if isinstance(value, Counter) else "dict": pairs}
+    raise ModelError(
+        f"the training state holds a {type(value).__name__} at {where.strip('/')!r}; expected"
+        " tensors, numbers, texts, lists and dicts",
+        hint="give an optimizer or scheduler of your own a state_dict of such values",
+    )
+
+
+def _decode(value: Any, tensors: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "numpy":
+        return _decode(content, tensors).numpy()
+    if kind == "tuple":
+        return tuple(_decode(content, tensors))
+    pairs = {_decode(key, tensors): _decode(item, tensors) for key, item in content}
+    return Counter(pairs) if kind == "counter" else pairs
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of the random generators of Python, NumPy and PyTorch."""
+    import random
+
+    import numpy as np
+    import torch
+
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=True),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the random generators into a state that :func:`random_state` returned."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(*seeds: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch with what belongs to some integers."""
+    import random
+
+    import numpy as np
+    import torch
+
+    from .inputter import random_generator
+
+    drawn = [int(item) for item in random_generator(*seeds).integers(0, 2**32, 3)]
+    random.seed(drawn[0])
+    np.random.seed(drawn[1])
+    torch.manual_seed(drawn[2])
