@@ -19,10 +19,15 @@ from ..errors import IngotError
 from .options import Settings, echo_error, printable
 
 COMMANDS = {
+    "diff": ("diff", "Compare two models, layer by layer."),
+    "evaluate": ("evaluate", "Measure models on a split, side by side."),
+    "export": ("export", "Write a model in other formats, each proven equal."),
     "init": ("init", "Write a commented spec from a model."),
     "infer": ("infer", "Run a model on inputs from the shell or files."),
     "inspect": ("inspect", "Show what is inside a package or a model file."),
     "package": ("package", "Turn the model of a spec into a verified package."),
+    "profile": ("profile", "Count what a model computes and holds, and time it."),
+    "train": ("train", "Train the network of a spec; resumable."),
     "verify": ("verify", "Check a package: archive, hashes, golden data."),
 }
 """Module (in this folder) and short help of each command: ``--help`` must import none of them."""

@@ -31,7 +31,7 @@ _LARGE = 64 << 20
 """Hashing fewer bytes than this takes too short a time for a bar to be read."""
 
 
-class _Table(Table):
+class StyledTable(Table):
     """A table in whose texts control characters are shown, not sent to the terminal."""
 
     def add_row(
@@ -44,7 +44,8 @@ class _Table(Table):
         super().add_row(*cells, style=style, end_section=end_section)
 
 
-def _echo(text: str, err: bool = False) -> None:
+def echo(text: str, err: bool = False) -> None:
+    """Print a line, with control characters shown as escapes."""
     click.echo(printable(text), err=err)
 
 
@@ -54,7 +55,7 @@ def _console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, width=width, markup=False)
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print a table; without the blanks that fill its lines where no terminal shows them."""
     console = _console()
     if console.is_terminal:
@@ -66,8 +67,8 @@ def _print(table: Table) -> None:
         click.echo(line.rstrip())
 
 
-def _fields() -> _Table:
-    table = _Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+def _fields() -> StyledTable:
+    table = StyledTable(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     return table
@@ -113,7 +114,7 @@ def print_package(result: PackageResult) -> None:
     table.add_row("golden data", golden[result.golden])
     table.add_row("size", human_size(result.size_bytes))
     table.add_row("sha256", result.sha256)
-    _print(table)
+    print_table(table)
 
 
 def print_infer(result: InferResult, to_stdout: bool) -> None:
@@ -122,16 +123,16 @@ def print_infer(result: InferResult, to_stdout: bool) -> None:
 
     if result.path is not None:
         rows = "" if result.rows is None else f" ({result.rows} rows)"
-        _echo(f"{result.path}{rows}")
+        echo(f"{result.path}{rows}")
     elif to_stdout:
         for name, array in result.outputs.items():
             dtype = "string" if array.dtype.kind == "U" else array.dtype.name
-            _echo(f"{name}: {dtype} {tuple(array.shape)}")
+            echo(f"{name}: {dtype} {tuple(array.shape)}")
             # NumPy shows strings as Python does, with escapes.
             click.echo(np.array2string(array, max_line_width=78, threshold=200))
     timing = result.timing()
     if timing is not None:
-        _echo(
+        echo(
             f"{timing['calls']} calls: median {timing['median_ms']:.3f} ms, mean"
             f" {timing['mean_ms']:.3f} ms, min {timing['min_ms']:.3f} ms,"
             f" max {timing['max_ms']:.3f} ms",
@@ -160,10 +161,10 @@ def print_description(description: Mapping[str, Any]) -> None:
         table.add_row("sha256", description["sha256"])
     if description["kind"] == "package":
         _add_package_fields(table, description)
-    _print(table)
+    print_table(table)
     if description.get("files"):
         click.echo()
-        _print(_files(description["files"]))
+        print_table(_files(description["files"]))
 
 
 def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
@@ -203,8 +204,8 @@ def _add_package_fields(table: Table, description: Mapping[str, Any]) -> None:
         table.add_row("license", description["license"])
 
 
-def _files(files: list[Mapping[str, Any]]) -> _Table:
-    table = _Table(box=None, padding=(0, 2, 0, 0))
+def _files(files: list[Mapping[str, Any]]) -> StyledTable:
+    table = StyledTable(box=None, padding=(0, 2, 0, 0))
     table.add_column("file", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     wide = _console().width >= _NARROW
@@ -223,7 +224,7 @@ def print_checks(result: VerifyResult) -> None:
     """Print the checks of ``verify``, one a row; of many problems of one check the first ten."""
     from rich.text import Text
 
-    table = _Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = StyledTable(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="cyan")
     table.add_column(overflow="fold")
@@ -235,9 +236,9 @@ def print_checks(result: VerifyResult) -> None:
             table.add_row("", "", detail)
         if len(check.details) > _MOST_DETAILS:
             table.add_row("", "", f"and {len(check.details) - _MOST_DETAILS} more")
-    _print(table)
+    print_table(table)
     verdict = "verified" if result.exit_code == 0 else "NOT verified"
-    _echo(f"{result.path}: {verdict}")
+    echo(f"{result.path}: {verdict}")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import Settings, common_options, force_option
+from .options import Settings, common_options, force_option, trust_code_option
 
 
 @click.command("init", epilog="Example: ingot init net:build --input 'x=float32[batch,3,32,32]'")
@@ -40,9 +40,7 @@ from .options import Settings, common_options, force_option
 )
 @click.option("--no-golden", is_flag=True, help="Write no golden data.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
-@click.option(
-    "--trust-code", is_flag=True, help="Let a package run code that it carries (Python, operators)."
-)
+@trust_code_option
 @force_option
 @common_options
 def command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class Settings:
         logging.getLogger("ingot").info("%s", line)
 
     def print_json(self, document: Mapping[str, Any]) -> None:
-        """Print the one JSON document of this command."""
-        text = json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2)
+        """Print the one JSON document of this command; what is no finite number is null."""
+        whole = _finite({"schema_version": SCHEMA_VERSION, **document})
+        text = json.dumps(whole, indent=2, allow_nan=False)
         click.echo(text)
 
     def start_logging(self) -> None:
@@ -61,6 +63,17 @@ class Settings:
                 ) from error
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(file)
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with null for NaN and infinity, which JSON has no numbers for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 class _TerminalHandler(logging.Handler):
@@ -129,10 +142,26 @@ def trust_options(function: Function) -> Function:
         is_flag=True,
         help="Run even if locked requirements differ from what is installed.",
     )(function)
+    return trust_code_option(function)
+
+
+def trust_code_option(function: Function) -> Function:
+    """Add ``--trust-code``."""
     return click.option(
         "--trust-code",
         is_flag=True,
         help="Let the package run code that it carries (Python, native operators).",
+    )(function)
+
+
+def set_option(function: Function) -> Function:
+    """Add ``--set``, which fills ``overrides``."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a key of the spec (test.atol=1e-6). May repeat.",
     )(function)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import Settings, common_options, force_option
+from .options import Settings, common_options, force_option, set_option
 
 
 @click.command(
@@ -22,13 +22,7 @@ from .options import Settings, common_options, force_option
 )
 @click.option("--dir", "as_directory", is_flag=True, help="Write a directory instead of a zip.")
 @click.option("--store", is_flag=True, help="Compress nothing (weights never are).")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a key of the spec (test.atol=1e-6). May repeat.",
-)
+@set_option
 @force_option
 @common_options
 def command(
