@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from ingot.cli.options import Settings
 from ingot.errors import CheckError, ModelError, OutputExistsError, UsageError
 
 FILE = "addfp32_dynamic_shape.onnx"
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="OpenVINO is not installed: pip install 'ingot[openvino]'"
+)
 
 
 @pytest.fixture
@@ -190,6 +194,7 @@ def test_a_link_is_replaced_and_not_followed(add: Path, tmp_path: Path) -> None:
         assert listing(tmp_path / "out") == [FILE]
 
 
+@needs_openvino
 def test_a_failure_puts_back_what_was_there(
     add: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +253,10 @@ def test_old_weights_beside_a_file_go_with_it(add: Path, tmp_path: Path) -> None
         ingot.export(add, "onnx", output, mode="dynamic", force=True)
 
 
-@pytest.mark.parametrize("place", [f"{FILE}.data", "addfp32_dynamic_shape.bin"])
+@pytest.mark.parametrize(
+    "place",
+    [f"{FILE}.data", pytest.param("addfp32_dynamic_shape.bin", marks=needs_openvino)],
+)
 def test_the_weights_of_the_source_are_never_replaced(place: str, tmp_path: Path) -> None:
     import onnx
 
