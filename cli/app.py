@@ -19,6 +19,7 @@ from ..errors import IngotError
 from .options import Settings, echo_error, printable
 
 COMMANDS = {
+    "compress": ("compress", "Make a network as small, or fast, as delta allows."),
     "diff": ("diff", "Compare two models, layer by layer."),
     "evaluate": ("evaluate", "Measure models on a split, side by side."),
     "export": ("export", "Write a model in other formats, each proven equal."),
@@ -27,6 +28,7 @@ COMMANDS = {
     "inspect": ("inspect", "Show what is inside a package or a model file."),
     "package": ("package", "Turn the model of a spec into a verified package."),
     "profile": ("profile", "Count what a model computes and holds, and time it."),
+    "runs": ("runs", "List, show and remove the runs of searches and training."),
     "train": ("train", "Train the network of a spec; resumable."),
     "verify": ("verify", "Check a package: archive, hashes, golden data."),
 }

@@ -1,0 +1,1 @@
+"""The searches: budget, journal, statistics and verdict; pruning in ``pruning/``."""

@@ -1,0 +1,430 @@
+"""``compress``: the smallest, or fastest, network whose metric drops by at most delta."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..runtime.atomic import replacing
+from ..specs import ModelSpec
+from .compress_result import BASELINE, SHIPPED, Ending, read_results, save_results
+from .compress_setup import (
+    RESERVED,
+    Baseline,
+    CompressOptions,
+    FirstBatches,
+    Settled,
+    forecast,
+    measure_reference,
+    reference_of,
+    run_folder,
+    settle,
+)
+from .shipping import REFERENCE, Shipping, ShippingOptions
+from .signals import on_signals
+
+if TYPE_CHECKING:
+    from ..optimizers.budget import Budget, Forecast, StoppedBy
+    from ..optimizers.journal import Journal
+    from ..optimizers.pruning.search_parts import Reference, Services
+    from ..optimizers.verdict import Verdict
+    from ..training.problem import Problem
+
+Progress = Callable[[str], None]
+VERDICT, REPORT = "verdict.json", "report.html"
+OWN = ("drafts", "journal.jsonl", "trials", BASELINE, SHIPPED, REPORT, VERDICT)
+"""What a search writes into its folder, beside the models."""
+
+
+def compress(
+    spec: str | Path | ModelSpec,
+    options: CompressOptions | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Verdict:
+    """Search the smallest, or fastest, network whose metric drops by at most delta.
+
+    Everything is in the run's folder: the result (``opt_model*``) and the reference
+    (``ref_model*``), ``verdict.json``, ``report.html``, and the journal, by which a search that was
+    killed goes on without doing anything twice.
+
+    Args:
+        spec: a spec of PyTorch code with data, loss and evaluation.
+        options: what is wanted.
+        overrides: ``key.path=value`` changes of the spec.
+        progress: called with a line for each thing that happens.
+        changes: fields of :class:`CompressOptions`, in place of ``options`` or beside them.
+
+    Returns:
+        how it ended: within delta, missed (with the best that was found), or interrupted.
+
+    Raises:
+        UsageError: an option is impossible, or the folder holds another run.
+        SpecError: the spec is invalid.
+        ModelError: the model cannot be loaded, measured or pruned.
+        CheckError: pruning, or an exported file, computes something else.
+        MissingDependencyError: torch-pruning, or what a format needs, is not installed.
+    """
+    wanted = replace(options or CompressOptions(), **changes)
+    report = progress or (lambda line: None)
+    settled = settle(spec, wanted, overrides)
+    return _Run(settled, report).search()
+
+
+class _Run:
+    """One search, from its settled options to its verdict."""
+
+    def __init__(self, settled: Settled, report: Progress) -> None:
+        from ..optimizers.pruning.recovery import recovery_options
+        from ..training.hardware import choose_device, set_threads
+        from ..training.problem import Problem
+
+        self.settled = settled
+        self.report = report
+        given = settled.given
+        device = choose_device(given.device or _stage_device(settled.spec), given.strict)
+        set_threads(None)
+        self.problem = Problem(settled.spec, device, given.seed)
+        if given.dry_run:
+            self.problem.splits = {
+                name: FirstBatches(loader) for name, loader in self.problem.splits.items()
+            }
+        _require_splits(self.problem)
+        self.network = self.problem.load_network()
+        self.options = recovery_options(
+            settled.spec,
+            settled.epochs,
+            hasattr(self.problem.splits["train"], "__len__"),
+            device=device,
+            seed=given.seed,
+        )
+        self.started = time.monotonic()
+
+    def search(self) -> Verdict:
+        from ..optimizers.journal import Journal
+        from ..optimizers.run_key import hash_of
+
+        identity = self._identity()
+        given = self.settled.given
+        folder = run_folder(self.settled.spec, given.output, hash_of(identity))
+        _prepare_folder(folder, given.resume, given.fresh)
+        with Journal(folder) as journal:
+            return self._search(journal, identity)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what has to be the same when the search is resumed, by kind."""
+        from ..optimizers.run_key import hash_data, hash_model, hash_of, hash_spec, tool_versions
+
+        settled, problem = self.settled, self.problem
+        data = hash_data(
+            problem.splits,
+            settled.settings.eval_split,
+            problem.seed,
+            settled.spec.run_key,
+        )
+        return {
+            "command": "compress",
+            "model": hash_model(self.network, problem.source.code_root),
+            "spec": hash_spec(settled.spec),
+            "data": data,
+            "options": hash_of([settled.settings, settled.epochs]),
+            "versions": tool_versions(),
+        }
+
+    def _search(self, journal: Journal, identity: dict[str, Any]) -> Verdict:
+        from ..optimizers.budget import Budget, StopSearch
+        from ..optimizers.pruning.search import PruningSearch
+        from ..optimizers.run_key import require_same
+
+        settled = self.settled
+        first = journal.find("run")
+        if first is None:
+            first = self._begin(journal, identity)
+        else:
+            if identity["data"] is None:
+                raise UsageError(
+                    f"{journal.folder}: cannot be resumed: the data gives something else each time"
+                    " it is read, so nobody can tell whether it is the same",
+                    hint="name it with run_key in the spec, or --fresh starts over",
+                )
+            require_same(first["identity"], identity, journal.folder)
+            self.report(f"going on with {journal.folder}")
+        before = max((record.get("elapsed", 0.0) for record in journal.records), default=0.0)
+        budget = Budget(settled.max_evaluations, reserved=RESERVED, before=before)
+        services = self._services()
+
+        def stop() -> bool:
+            was_asked, budget.stop_requested = budget.stop_requested, True
+            if not was_asked:
+                self.report("stopping after the present step (once more ends at once)")
+            return not was_asked
+
+        with on_signals(stop):
+            shipping = self._shipping(journal.folder)
+            ended = _finished(journal, settled)
+            if ended is not None:
+                return ended
+            reference, plan = self._reference(journal, shipping, budget, services)
+            budget.max_seconds = plan.max_seconds
+            if services.latency is None and settled.settings.target == "latency":
+                services.latency = _latency(shipping)
+            search = PruningSearch(
+                self.problem,
+                reference,
+                settled.settings,
+                self.options,
+                journal,
+                budget,
+                services,
+            )
+            stopped: StoppedBy = "converged"
+            try:
+                search.run()
+            except StopSearch as stop_now:
+                stopped = stop_now.by
+            shipping.remove_drafts()
+            ending = Ending(search, shipping, settled, plan)
+            verdict = ending.interrupted() if stopped == "signal" else ending.finish(stopped)
+        self._deliver(journal, verdict)
+        return verdict
+
+    def _begin(self, journal: Journal, identity: dict[str, Any]) -> dict[str, Any]:
+        settings = self.settled.settings
+        if identity["data"] is None:
+            logging.getLogger("ingot").warning(
+                "the data gives something else each time it is read: a search that is interrupted"
+                " cannot be resumed (run_key in the spec would name the data)"
+            )
+        return journal.append(
+            "run",
+            format=1,
+            key=identity["model"][:12],
+            command="compress",
+            model=self.settled.spec.name,
+            target=settings.target,
+            delta=settings.delta,
+            settings={
+                "level": settings.level,
+                "deepsearch": settings.deepsearch,
+                "finetune_epochs": self.settled.epochs,
+                "exclude": list(settings.exclude),
+                "eval_split": settings.eval_split,
+                "dry_run": settings.dry_run,
+            },
+            seed=settings.seed,
+            versions=identity["versions"],
+            started=time.time(),
+            identity=identity,
+        )
+
+    def _shipping(self, folder: Path) -> Shipping:
+        settled, kwargs = self.settled, None
+        if settled.spec.export is not None:
+            kwargs = settled.spec.export.kwargs
+        options = ShippingOptions(
+            folder,
+            settled.formats,
+            folder if kwargs is None or kwargs.root_path is None else kwargs.root_path,
+            "fp32" if kwargs is None else kwargs.precision,
+            () if kwargs is None else kwargs.resolutions,
+            settled.given.batch_size,
+            settled.given.threads,
+            settled.settings.seed,
+        )
+        return Shipping(
+            self.problem,
+            settled.spec,
+            self.problem.source,
+            options,
+            settled.settings.eval_split,
+            self.report,
+        )
+
+    def _services(self) -> Services:
+        from ..optimizers.pruning.search_parts import Services
+
+        loop = None
+        name = self.settled.spec.external_training_loop
+        if name is not None:
+            import inspect
+
+            loop = self.problem.components.code.attribute(name, "external_training_loop")
+            if inspect.isclass(loop):
+                loop = self.problem.components.call(loop, {}, "external_training_loop", name)
+        return Services(self._count, report=self.report, external_loop=loop)
+
+    def _count(self, network: Any) -> tuple[int, int | None, Mapping[str, int]]:
+        """Return parameters and multiply-accumulates of one sample, the latter by layer, too."""
+        from ..training.torch_profile import profile_torch
+
+        args, kwargs = self.inputs
+        import torch
+
+        def call() -> object:
+            with torch.no_grad():
+                return network(*args, **kwargs)
+
+        network.eval()
+        found = profile_torch(network, call, 0)
+        batch = max(1, args[0].shape[0] if args else 1)
+        layers = {layer.name: layer.matrix_macs // batch for layer in found.layers}
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return parameters, sum(layers.values()), layers
+
+    def _reference(
+        self, journal: Journal, shipping: Shipping, budget: Budget, services: Services
+    ) -> tuple[Reference, Forecast]:
+        """Measure the reference, as a network and as the file that would ship."""
+        from ..optimizers.budget import Forecast
+
+        self.report("measuring the reference")
+        baseline, results = self._baseline(journal, budget, services)
+        reference = reference_of(self.problem, self.network, self.settled, baseline, results)
+        self.inputs = reference.inputs
+        budget.spend(2)
+        if journal.find("reference") is None:
+            self._ship_reference(journal, shipping, reference, services, budget)
+        found = journal.find("forecast")
+        if found is None:
+            plan = forecast(self.problem, self.network, self.settled, baseline.seconds)
+            journal.append("forecast", elapsed=budget.elapsed, **plan.to_dict())
+        else:
+            limit = self.settled.given.max_seconds
+            plan = Forecast(
+                self.settled.max_evaluations,
+                found["max_epochs"],
+                found["seconds"],
+                found["max_seconds"] if limit is None else limit,
+            )
+        self.report(
+            f"at most {plan.max_evaluations} evaluations and {plan.max_epochs} epochs of training,"
+            f" about {_duration(plan.seconds)}; it ends after {_duration(plan.max_seconds)}"
+        )
+        return reference, plan
+
+    def _baseline(
+        self, journal: Journal, budget: Budget, services: Services
+    ) -> tuple[Baseline, Any]:
+        record = journal.find("baseline")
+        if record is not None:
+            return Baseline(**record["values"]), read_results(journal.folder, BASELINE)
+        with services.timed("evaluation"):
+            baseline, results = measure_reference(self.problem, self.network, self.settled)
+        save_results(journal.folder, BASELINE, results)
+        journal.append("baseline", values=asdict(baseline), elapsed=budget.elapsed)
+        return baseline, results
+
+    def _ship_reference(
+        self,
+        journal: Journal,
+        shipping: Shipping,
+        reference: Reference,
+        services: Services,
+        budget: Budget,
+    ) -> dict[str, Any]:
+        from ..optimizers.pruning import Recipe
+        from ..optimizers.verdict import Measured
+
+        with services.timed("export"):
+            shipped = shipping.ship(REFERENCE, self.network, Recipe())
+        parameters, macs, _ = self._count(self.network)
+        key = reference.metric.key
+        measured = Measured(
+            shipped.evaluation.metrics, shipped.files[0].size_bytes, parameters, macs, None
+        )
+        results = shipped.evaluation.per_sample.get(key)
+        save_results(journal.folder, SHIPPED, results)
+        return journal.append(
+            "reference",
+            measured=measured.to_dict(),
+            eval_key=key,
+            higher_is_better=reference.metric.higher_is_better,
+            samples=None if results is None else len(results),
+            files=[item.to_dict() for item in shipped.files],
+            elapsed=budget.elapsed,
+        )
+
+    def _deliver(self, journal: Journal, verdict: Verdict) -> None:
+        document = verdict.to_dict()
+        journal.append("verdict", document=document)
+        with replacing(journal.folder / VERDICT) as part:
+            part.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        from ..reports.html import search_report
+
+        with replacing(journal.folder / REPORT) as part:
+            part.write_text(search_report(journal.records, document), encoding="utf-8")
+
+
+def _stage_device(spec: ModelSpec) -> str | None:
+    return next((stage.device for stage in spec.optimization if stage.device is not None), None)
+
+
+def _require_splits(problem: Problem) -> None:
+    evaluation = problem.spec.evaluation
+    problem.split("train", "data.splits")
+    problem.split(evaluation.eval_split, "evaluation.eval_split")
+    if evaluation.confirm_split is not None:
+        problem.split(evaluation.confirm_split, "evaluation.confirm_split")
+
+
+def _prepare_folder(folder: Path, resume: bool, fresh: bool) -> None:
+    """Make the folder of a run, and remove an earlier run when asked to.
+
+    Raises:
+        UsageError: it holds one and neither is given, or something else lies there.
+    """
+    from ..optimizers.journal import JOURNAL, holder_of
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: found a file; expected a folder")
+    if folder.is_dir() and (folder / JOURNAL).exists():
+        if not (resume or fresh):
+            raise UsageError(
+                f"{folder}: holds the journal of an earlier search; expected --resume or --fresh",
+                hint="--resume goes on with it, --fresh removes it and starts over",
+            )
+        if fresh and holder_of(folder) is None:
+            for path in sorted(folder.iterdir()):
+                if path.name in OWN or path.name.startswith(("opt_model", "ref_model")):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
+
+
+def _finished(journal: Journal, settled: Settled) -> Verdict | None:
+    """Return the verdict of a search that has converged; one that a cap ended may go on."""
+    from ..optimizers.verdict import Verdict
+
+    records = [record for record in journal.records if record["kind"] == "verdict"]
+    if not records or records[-1]["document"]["stopped_by"] != "converged":
+        return None
+    return Verdict.from_dict(records[-1]["document"])
+
+
+def _latency(shipping: Shipping) -> Callable[[Any, Any], tuple[float, bool]]:
+    """Return a function that times a network beside the one that it was made of."""
+
+    def measure(network: Any, parent: Any) -> tuple[float, bool]:
+        before = shipping.draft("parent", parent)
+        found = shipping.compare(before, shipping.draft("candidate", network))
+        return found.candidate_ms, found.is_slower
+
+    return measure
+
+
+def _duration(seconds: float) -> str:
+    """Return a time for people: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

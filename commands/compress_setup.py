@@ -1,0 +1,399 @@
+"""What ``compress`` settles and measures before it searches: options, reference, forecast."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import ModelError, SpecError, UsageError
+from ..specs import ModelSpec, load_spec
+from ..specs.sections import Stage
+
+if TYPE_CHECKING:
+    from ..optimizers.budget import Forecast
+    from ..optimizers.pruning.search_parts import Reference, SearchSettings
+    from ..training.problem import Problem
+
+Progress = Callable[[str], None]
+Target = Literal["size", "latency"]
+
+_MODES: Mapping[str, Target] = {"compression": "size", "latency": "latency"}
+EPOCHS = 2
+"""Of training after each step, where neither option nor spec says."""
+RESERVED = 2
+"""Evaluations that are kept for the files that ship."""
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What the caller asked for; None takes what the spec says, else a default."""
+
+    output: Path | None = None
+    target: Target | None = None
+    delta: float | None = None
+    eval_key: str | None = None
+    eval_split: str | None = None
+    level: int | None = None
+    deepsearch: bool | None = None
+    device: str | None = None
+    batch_size: int = 1
+    threads: int = 1
+    max_evaluations: int | None = None
+    max_seconds: float | None = None
+    finetune_epochs: int | None = None
+    exclude: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    resume: bool = False
+    fresh: bool = False
+    dry_run: bool = False
+    seed: int = 0
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The options with those of the spec.
+
+    Attributes:
+        spec: with the metric and split that the options name.
+        settings: of the search.
+        epochs: of training after each step.
+        max_evaluations: of models on the evaluation split.
+        formats: that the result is exported to.
+        given: what the caller asked for.
+    """
+
+    spec: ModelSpec
+    settings: SearchSettings
+    epochs: int
+    max_evaluations: int
+    formats: tuple[str, ...]
+    given: CompressOptions
+
+
+def settle(
+    spec: str | Path | ModelSpec, options: CompressOptions, overrides: Sequence[str]
+) -> Settled:
+    """Put options and spec together, and refuse what is impossible before any work.
+
+    Raises:
+        UsageError: an option is impossible.
+        SpecError: the spec is invalid, or of no PyTorch model.
+        MissingDependencyError: a format needs what is not installed.
+    """
+    from ..exporters import check_format
+    from ..frameworks.base import import_framework
+    from ..optimizers.pruning.search_parts import SearchSettings
+    from ..runtime.detect import detect, expand
+    from ..runtime.sources import spec_label
+
+    if options.resume and options.fresh:
+        raise UsageError("found both --resume and --fresh; expected one of them")
+    if isinstance(spec, ModelSpec):
+        loaded = spec
+    else:
+        path = expand(spec)
+        kind = detect(path)
+        if kind != "spec":
+            raise UsageError(
+                f"{path}: found a {kind}; expected a spec with data and evaluation",
+                hint=f"ingot init {path} writes one",
+            )
+        loaded = load_spec(path, overrides)
+    label = spec_label(loaded)
+    if loaded.model.framework != "torch":
+        raise SpecError(
+            f"{label}: model.framework is {loaded.model.framework!r}; only 'torch' can be pruned",
+            hint="'ingot quantize' takes ONNX files",
+        )
+    import_framework("torch_pruning", "compress")
+    stage = _stage(loaded, options.target, label)
+    evaluation = loaded.evaluation
+    if options.eval_key is not None:
+        evaluation = replace(evaluation, eval_key=options.eval_key)
+    if options.eval_split is not None:
+        evaluation = replace(evaluation, eval_split=options.eval_split)
+    if evaluation.confirm_split == evaluation.eval_split:
+        raise SpecError(
+            f"{label}: evaluation.confirm_split: found {evaluation.confirm_split!r}, which the"
+            " search measures on; expected another split"
+        )
+    loaded = replace(loaded, evaluation=evaluation)
+    delta = stage.delta if options.delta is None else options.delta
+    if not (delta >= 0 and math.isfinite(delta)):
+        raise UsageError(f"--delta: found {delta}; expected a number of at least 0")
+    level = min(2, options.level or stage.level)
+    deep = stage.deepsearch if options.deepsearch is None else options.deepsearch
+    formats = options.formats or (loaded.export.format if loaded.export else None) or ("onnx",)
+    formats = tuple(dict.fromkeys(formats))
+    precision = loaded.export.kwargs.precision if loaded.export else "fp32"
+    for name in formats:
+        if name != "safetensors":
+            check_format(name, "torch", precision, label)
+    most = options.max_evaluations
+    if most is None:
+        most = (18 if level == 1 else 32) + (8 if deep else 0)
+    if most < RESERVED + 3:
+        raise UsageError(
+            f"--max-evaluations: found {most}; expected at least {RESERVED + 3}: the reference"
+            " twice, a candidate, and the result"
+        )
+    return Settled(
+        loaded,
+        SearchSettings(
+            _MODES[stage.mode],
+            delta,
+            level,
+            deep,
+            options.exclude,
+            evaluation.eval_split,
+            options.seed,
+            options.dry_run,
+        ),
+        _epochs(loaded, options),
+        most,
+        formats,
+        options,
+    )
+
+
+def _stage(spec: ModelSpec, target: Target | None, label: str) -> Stage:
+    """Return the stage of the spec that is a compression.
+
+    Raises:
+        UsageError: there is none, or it says that something else is minimised.
+    """
+    fitting = [stage for stage in spec.optimization if stage.mode in _MODES]
+    if target is not None:
+        mode = next(mode for mode, name in _MODES.items() if name == target)
+        same = [stage for stage in fitting if stage.mode == mode]
+        return same[0] if same else replace(spec.optimization[0], mode=mode)
+    if not fitting:
+        raise UsageError(
+            f"{label}: optimization: found {spec.optimization[0].mode!r}; expected compression or"
+            " latency",
+            hint="--target size, or 'ingot quantize'",
+        )
+    return fitting[0]
+
+
+def _epochs(spec: ModelSpec, options: CompressOptions) -> int:
+    if options.dry_run:
+        return 1
+    if options.finetune_epochs is not None:
+        return options.finetune_epochs
+    if spec.fine_tuner is not None and spec.fine_tuner.loop_params.epochs is not None:
+        return spec.fine_tuner.loop_params.epochs
+    return EPOCHS
+
+
+def run_folder(spec: ModelSpec, output: Path | None, key: str) -> Path:
+    """Return the folder of a run: the one that is given, or one in ``INGOT_HOME`` by its key."""
+    from ..runtime.detect import expand
+
+    if output is not None:
+        return expand(output)
+    home = Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
+    return home / "runs" / f"compress-{spec.name}-{key[:12]}"
+
+
+class FirstBatches:
+    """The first batches of a split, for a dry run."""
+
+    def __init__(self, loader: Any, count: int = 2) -> None:
+        self._batches = list(islice(iter(loader), count))
+
+    def __iter__(self) -> Any:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The reference, measured as the network that it is.
+
+    Attributes:
+        key: the metric that counts.
+        value: of it.
+        scale: see ``optimizers.statistics.Metric``.
+        batches: of the evaluation split.
+        samples: likewise.
+        early: whether candidates can be sent away after part of the split.
+        seconds: that the evaluation took.
+    """
+
+    key: str
+    value: float
+    scale: float | None
+    batches: int
+    samples: int
+    early: bool
+    seconds: float
+
+
+def measure_reference(problem: Problem, network: Any, settled: Settled) -> tuple[Baseline, Any]:
+    """Measure the network that was given; return that, and its results of single samples.
+
+    Raises:
+        ModelError: its metric is no number.
+    """
+    from ..optimizers.statistics import scale_of
+    from ..training.assess import eval_key, evaluate_on
+
+    loader = problem.split(settled.settings.eval_split, "evaluation.eval_split")
+    start = time.monotonic()
+    found, samples = evaluate_on(problem, network, loader)
+    seconds = time.monotonic() - start
+    key = eval_key(problem, found)
+    value = found.value(key)
+    if not math.isfinite(value):
+        raise ModelError(
+            f"{problem.label}: the reference's {key} is {value}; expected a number",
+            hint="is model.weights the trained network?",
+        )
+    results = found.per_sample.get(key)
+    scale = scale_of(value, results)
+    batches = len(loader) if hasattr(loader, "__len__") else sum(1 for _ in loader)
+    early = scale is not None and batches >= 4 and _adds_up(problem, network, key, loader)
+    return Baseline(key, value, scale, batches, samples, early, seconds), results
+
+
+def reference_of(
+    problem: Problem, network: Any, settled: Settled, baseline: Baseline, results: Any
+) -> Reference:
+    """Return what candidates are compared with.
+
+    Raises:
+        UsageError: the delta is impossible in the metric's range.
+    """
+    from ..optimizers.pruning.samples import calibration_batches, example_inputs
+    from ..optimizers.pruning.search_parts import Reference
+    from ..optimizers.statistics import Metric
+
+    metric = Metric(baseline.key, settled.spec.evaluation.higher_is_better, baseline.scale)
+    _check_delta(settled, baseline.value, metric.key, problem.label)
+    _warn(settled, metric, baseline.value, baseline.samples, problem.label)
+    seed = settled.settings.seed
+    first = calibration_batches(problem, seed, 1)[0]
+    inputs = example_inputs(problem, network, first, seed)
+    kept = results if baseline.early else None
+    return Reference(network, inputs, metric, baseline.value, kept, baseline.batches)
+
+
+def _adds_up(problem: Problem, network: Any, key: str, loader: Any) -> bool:
+    """Whether an evaluation can be asked batch by batch, and its results joined."""
+    from ..training.assess import evaluate_on
+
+    first = list(islice(iter(loader), 2))
+    try:
+        whole, _ = evaluate_on(problem, network, first)
+        parts = [evaluate_on(problem, network, [batch])[0] for batch in first]
+    except Exception:
+        return False
+    if key not in whole.per_sample or any(key not in part.per_sample for part in parts):
+        return False
+    joined = [float(x) for part in parts for x in part.per_sample[key]]
+    return joined == [float(x) for x in whole.per_sample[key]]
+
+
+def _check_delta(settled: Settled, value: float, key: str, label: str) -> None:
+    section, delta = settled.spec.evaluation, settled.settings.delta
+    bounds = section.range
+    if bounds is None:
+        if not section.higher_is_better or not 0 <= value <= 100:
+            return
+        bounds = (0.0, 1.0) if value <= 1 else (0.0, 100.0)
+    room = value - bounds[0] if section.higher_is_better else bounds[1] - value
+    if delta >= room:
+        low, high = bounds
+        raise UsageError(
+            f"{label}: delta: found {delta:g}, which {key} cannot drop by: the reference's is"
+            f" {value:.6g}, in {low:g} to {high:g}",
+            hint=f"delta is in the metric's own range: --delta {(high - low) / 100:g} is one"
+            " hundredth of it",
+        )
+
+
+def _warn(settled: Settled, metric: Any, value: float, samples: int, label: str) -> None:
+    from ..optimizers.statistics import smallest_drop
+
+    log = logging.getLogger("ingot")
+    least = smallest_drop(metric, samples)
+    if least is not None and 0 < settled.settings.delta < least:
+        log.warning(
+            "delta %g is finer than %d samples can show: the smallest drop is %.3g",
+            settled.settings.delta,
+            samples,
+            least,
+        )
+    outputs = settled.spec.outputs or ()
+    classes = outputs[0].shape[-1] if len(outputs) == 1 and outputs[0].shape else None
+    if settled.spec.task == "classification" and isinstance(classes, int) and metric.scale:
+        chance = metric.scale / classes
+        if metric.key == "accuracy" and value <= 1.5 * chance:
+            log.warning(
+                "%s: the reference's %s is %.4g, about what guessing gives (%.3g): is it trained?",
+                label,
+                metric.key,
+                value,
+                chance,
+            )
+
+
+def forecast(problem: Problem, network: Any, settled: Settled, evaluation: float) -> Forecast:
+    """Forecast what the search takes at most, from a few training steps and one evaluation.
+
+    Args:
+        problem: data and loss.
+        network: the reference.
+        settled: the settled options.
+        evaluation: seconds of one evaluation.
+    """
+    from ..optimizers.budget import Forecast
+
+    trials = settled.max_evaluations - RESERVED - 2
+    epoch = _epoch_seconds(problem, network) if settled.epochs else 0.0
+    seconds = trials * (settled.epochs * epoch + evaluation) + (RESERVED + 2) * evaluation
+    given = settled.given.max_seconds
+    return Forecast(
+        settled.max_evaluations,
+        trials * settled.epochs,
+        seconds,
+        max(600.0, 3 * seconds) if given is None else given,
+    )
+
+
+def _epoch_seconds(problem: Problem, network: Any) -> float:
+    """Return about how long an epoch of recovery takes, with a teacher beside it."""
+    import torch
+
+    from ..optimizers.pruning.modules import copy_module
+    from ..optimizers.pruning.samples import calibration_batches
+    from ..training.losses import loss_parts
+    from ..training.runner import batch_size_of
+
+    batches = calibration_batches(problem, problem.seed)[:4]
+    student = copy_module(network).train()
+    times = []
+    for batch in batches:
+        start = time.monotonic()
+        parts = list(loss_parts(problem.loss(student, batch)).values())
+        sum(parts[1:], parts[0]).backward()
+        with torch.no_grad():
+            problem.loss(network, batch)
+        times.append((time.monotonic() - start) / max(1, batch_size_of(batch)))
+    size = max(1, batch_size_of(batches[0]))
+    try:
+        steps = len(problem.splits["train"])  # type: ignore[arg-type]
+    except TypeError:
+        steps = len(batches)
+    return sorted(times)[len(times) // 2] * size * steps

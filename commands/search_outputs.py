@@ -1,0 +1,56 @@
+"""What a search writes for those around it: Make, and a workflow's summary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..runtime.atomic import replacing
+
+if TYPE_CHECKING:
+    from ..optimizers.verdict import Verdict
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""Environment variable: the file that a workflow's step appends its summary to."""
+
+
+def write_depfile(path: Path, verdict: Verdict, spec: Path) -> None:
+    """Write a rule for Make: the verdict depends on the spec, its code and its weights.
+
+    Raises:
+        UsageError: it cannot be written, or Make cannot say a name.
+    """
+    from ..optimizers.run_key import code_files
+    from ..reports.depfile import depfile
+    from ..runtime.sources import source_from_spec
+    from ..specs import load_spec
+
+    loaded = load_spec(spec)
+    source = source_from_spec(loaded)
+    files = [spec, *code_files(source.code_root)]
+    files += [found for found in (source.weights, loaded.problem) if found is not None]
+    here = Path.cwd()
+    named = [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
+    target = verdict.run_dir / "verdict.json"
+    try:
+        with replacing(path) as part:
+            part.write_text(depfile([target], named))
+    except OSError as error:
+        raise UsageError(f"--depfile: {path}: cannot be written: {error.strerror}") from error
+
+
+def write_step_summary(verdict: Mapping[str, Any]) -> None:
+    """Append the comparison to a workflow's summary, where there is one."""
+    from ..reports.markdown import comparison_markdown
+
+    path = os.environ.get(SUMMARY)
+    if not path:
+        return
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(comparison_markdown(verdict) + "\n")
+    except OSError as error:
+        raise UsageError(f"{SUMMARY}: {path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,194 @@
+"""Turns networks of a search into the files that ship, and measures them there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ..optimizers.latency import Comparison, compare_latency
+from ..optimizers.verdict import ShippedFile
+from ..specs import ModelSpec
+from .export import export
+from .models import tree_sha256, tree_size
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..frameworks import ModelSource
+    from ..optimizers.pruning import Recipe
+    from ..training.evaluation import Evaluation
+    from ..training.problem import Problem
+
+REFERENCE, OPTIMIZED = "ref_model", "opt_model"
+OWN_FORMAT = "safetensors"
+
+
+@dataclass(frozen=True)
+class ShippingOptions:
+    """How results are written.
+
+    Attributes:
+        folder: of the run; own format and package go there.
+        formats: to export to, the first of which is measured.
+        exports: the folder of exported files.
+        precision: of the optimized model's weights; the reference is always fp32.
+        resolutions: of fixed-shape files.
+        batch_size: of latency measurements.
+        threads: likewise.
+        seed: of random inputs.
+    """
+
+    folder: Path
+    formats: tuple[str, ...]
+    exports: Path
+    precision: str = "fp32"
+    resolutions: tuple[tuple[int, int], ...] = ()
+    batch_size: int = 1
+    threads: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The files of one network.
+
+    Attributes:
+        files: the one that is measured first.
+        evaluation: of the first file on the evaluation split.
+    """
+
+    files: tuple[ShippedFile, ...]
+    evaluation: Evaluation
+
+
+class Shipping:
+    """Writes and measures results.
+
+    Args:
+        problem: data and evaluation.
+        spec: of the model that was given.
+        source: where that comes from.
+        options: where and how.
+        split: that is measured on.
+        progress: called with a line for each phase.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        spec: ModelSpec,
+        source: ModelSource,
+        options: ShippingOptions,
+        split: str,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.problem = problem
+        self.spec = spec
+        self.source = source
+        self.options = options
+        self.split = split
+        self.progress = progress
+
+    def save(self, stem: str, network: nn.Module, recipe: Recipe) -> Path:
+        """Write a network in Ingot's own format; return its spec."""
+        from ..optimizers.pruning import save_compressed
+
+        path, _ = save_compressed(
+            self.options.folder / stem, network, recipe, self.spec, force=True
+        )
+        return path
+
+    def ship(self, stem: str, network: nn.Module, recipe: Recipe) -> Shipped:
+        """Write a network in every format, check each file, and measure the first one.
+
+        Raises:
+            CheckError: a file does not compute what the network does.
+            IngotError: it cannot be exported or measured.
+        """
+        own = self.save(stem, network, recipe)
+        options = self.options
+        formats = [name for name in options.formats if name != OWN_FORMAT]
+        precision: Any = "fp32" if stem == REFERENCE else options.precision
+        made = export(
+            own,
+            formats or ["onnx"],
+            options.exports if formats else options.folder,
+            precision=precision,
+            resolutions=options.resolutions,
+            name=stem,
+            seed=options.seed,
+            force=True,
+            evaluate=False,
+            progress=self.progress,
+        )
+        evaluation = self.evaluate(made.artifacts[0].path)
+        files: list[ShippedFile] = []
+        for item in made.artifacts:
+            metrics = evaluation.metrics if not files else None
+            files.append(ShippedFile(item.path, item.format, item.sha256, item.size_bytes, metrics))
+        weights = own.with_suffix(".safetensors")
+        size = tree_size(own) + tree_size(weights)
+        files.append(ShippedFile(own, OWN_FORMAT, tree_sha256(own), size))
+        return Shipped(tuple(files), evaluation)
+
+    def package(self, stem: str) -> ShippedFile:
+        """Package a network that was saved."""
+        from .package import package
+
+        made = package(
+            self.options.folder / f"{stem}.json",
+            self.options.folder / f"{stem}.ingot",
+            force=True,
+            progress=self.progress,
+        )
+        return ShippedFile(made.path, "package", made.sha256, made.size_bytes)
+
+    def evaluate(self, path: Path, split: str | None = None) -> Evaluation:
+        """Measure a file on a split."""
+        from ..runtime.session import load
+        from ..training.assess import evaluate_on
+        from ..training.evaluation import CallableModel
+
+        loader = self.problem.split(split or self.split, "evaluation.eval_split")
+        self.progress(f"evaluating {path.name}")
+        with load(path, threads=1) as loaded:
+            found, _ = evaluate_on(self.problem, CallableModel(loaded, path.name), loader)
+        return found
+
+    def compare(self, reference: Path, candidate: Path) -> Comparison:
+        """Time two ONNX files in turns."""
+        return compare_latency(reference, candidate, self._feeds(), self.options.threads)
+
+    def draft(self, stem: str, network: nn.Module) -> Path:
+        """Write an ONNX file to time, not checked, in the run's folder of drafts."""
+        from ..exporters import Job, export_variants
+        from ..exporters.variants import plan_variants, shapes_of
+
+        folder = self.options.folder / "drafts"
+        folder.mkdir(exist_ok=True)
+        assert self.source.inputs is not None and self.source.outputs is not None
+        shapes = shapes_of(self.source.inputs, self.source.outputs, "torch", {}, self.options.seed)
+        variants = plan_variants(shapes, (), "both", self.source.label, False)[:1]
+        held: Any = SimpleNamespace(native=network)
+        job = Job(replace(self.source, weights=None), held, stem, folder)
+        return export_variants("onnx", job, variants)[0].path
+
+    def remove_drafts(self) -> None:
+        """Remove what was only written to be timed."""
+        shutil.rmtree(self.options.folder / "drafts", ignore_errors=True)
+
+    def _feeds(self) -> Mapping[str, Any]:
+        from ..exporters.variants import shapes_of
+
+        assert self.source.inputs is not None and self.source.outputs is not None
+        shapes = shapes_of(self.source.inputs, self.source.outputs, "torch", {}, self.options.seed)
+        return shapes.random(self.options.batch_size, None, 0)
+
+
+def onnx_of(files: Sequence[ShippedFile]) -> Path | None:
+    """Return the first ONNX file, which latency is measured on."""
+    return next((item.path for item in files if item.format == "onnx"), None)

@@ -1,0 +1,436 @@
+"""The search: prune by groups, recover, measure, and go on for as long as delta allows."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import ModelError
+from ...frameworks.pytorch import load_weights
+from ...training.assess import evaluate_on
+from ...training.options import TrainerOptions
+from ...training.problem import Problem
+from ...training.runner import TrainingError
+from ...training.randomness import seed_everything
+from ...training.torch_state import write_tensors
+from ..budget import Budget
+from ..journal import Journal, Record
+from ..statistics import Array, is_hopeless, paired_drop
+from .allocation import allocate
+from .cost import CostModel
+from .descent import Descent, Plan, Status
+from .graph import ChannelGroup, channel_graph
+from .masks import check_against_mask, verify_groups
+from .modules import copy_module
+from .prune import prune
+from .recipe import Recipe
+from .recovery import recover, recover_outside
+from .samples import Parts, calibration_batches
+from .search_parts import Reference, SearchSettings, Services
+from .sensitivity import importance, least_important, sensitivities
+from .tracing import UnprunableError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PARTS = (0.125, 0.125, 0.25)
+"""Parts of the evaluation split after which a candidate may be sent away."""
+ALIGN = 8
+"""Channels that vector units like a multiple of."""
+TRIALS = "trials"
+
+
+class PruningSearch:
+    """Searches the smallest, or fastest, network within delta.
+
+    It is a function of its journal: :meth:`run` makes the same decisions when it is resumed.
+
+    Args:
+        problem: data, loss, evaluation.
+        reference: what candidates are compared with.
+        settings: what is wanted.
+        options: how a step is trained.
+        journal: where everything is written to.
+        budget: how much may be done.
+        services: what is needed from above.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        reference: Reference,
+        settings: SearchSettings,
+        options: TrainerOptions,
+        journal: Journal,
+        budget: Budget,
+        services: Services,
+    ) -> None:
+        self.problem = problem
+        self.reference = reference
+        self.settings = settings
+        self.options = options
+        self.journal = journal
+        self.budget = budget
+        self.services = services
+        self.folder = journal.folder / TRIALS
+        self.folder.mkdir(exist_ok=True)
+        self._teacher = copy_module(reference.network)
+        self._wrong: Sequence[str] = ()
+
+    def run(self) -> None:
+        """Search until it has converged.
+
+        Raises:
+            StopSearch: the budget is spent, or somebody asked to end it.
+            UnprunableError: no group of channels can be pruned.
+            CheckError: pruning computed something else than masking.
+        """
+        self._verify()
+        descent = Descent(self.settings.delta, self.settings.level, self.settings.deepsearch)
+        number = 0
+        while (plan := descent.plan()) is not None:
+            number += 1
+            record = self.journal.find("trial", str(number))
+            if record is None:
+                record = self._try(str(number), plan)
+            else:
+                self.budget.spend(int(record["drop"] is not None), record["epochs"])
+            descent.learn(str(number), record["status"], record["drop"])
+            if self.settings.dry_run and record["status"] != "failed":
+                return
+
+    def trials(self) -> list[Record]:
+        """Return all trials that ended, in their order."""
+        return [record for record in self.journal.records if record["kind"] == "trial"]
+
+    def load(self, name: str) -> tuple[nn.Module, Recipe]:
+        """Return the network of a trial, and the recipe that makes it of the reference's class.
+
+        Raises:
+            ModelError: its weights were removed or changed.
+        """
+        if not name:
+            return copy_module(self.reference.network), Recipe()
+        pruned = self._pruned(name)
+        network = copy_module(self.reference.network)
+        recipe = Recipe.from_dict(pruned["recipe"])
+        recipe.apply(network)
+        path = self._weights(name)
+        if not path.is_file():
+            raise ModelError(
+                f"{path}: the weights of trial {name} are gone",
+                hint="--fresh starts over",
+            )
+        load_weights(network, path, f"trial {name}")
+        device = next(self.reference.network.parameters()).device
+        return network.to(device).eval(), recipe
+
+    def _pruned(self, name: str) -> Record:
+        """Return the record of the pruning that a trial rests on."""
+        record = self.journal.find("pruned", name)
+        assert record is not None
+        return record
+
+    def _weights(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _verify(self) -> None:
+        """Find the groups, and those of them that the trace got wrong."""
+        record = self.journal.find("groups")
+        if record is None:
+            with self.services.timed("other"):
+                network, inputs = self.reference.network, self.reference.inputs
+                graph = channel_graph(network, inputs, self.settings.exclude)
+                good, wrong = verify_groups(network, graph.groups, inputs, self.settings.seed)
+            record = self.journal.append(
+                "groups",
+                groups=[group.to_dict() for group in good],
+                excluded=wrong,
+                skipped=dict(graph.skipped),
+                elapsed=self.budget.elapsed,
+            )
+        self._wrong = tuple(record["excluded"])
+        if not record["groups"]:
+            name, reason = next(iter(record["excluded"].items()))
+            raise UnprunableError(
+                f"no group of channels can be pruned: {name!r}: {reason}", module=name
+            )
+        count = sum(group["channels"] for group in record["groups"])
+        self.services.report(f"{len(record['groups'])} groups of {count} channels can be pruned")
+        for name, reason in record["excluded"].items():
+            logging.getLogger("ingot").warning(
+                "%s stays as it is: pruning it computes something else (%s)", name, reason
+            )
+
+    def _groups(self, network: nn.Module) -> list[ChannelGroup]:
+        """Return the groups of a network that may be pruned; none when it has no channel left."""
+        exclude = (*self.settings.exclude, *(_exactly(name) for name in self._wrong))
+        try:
+            return list(channel_graph(network, self.reference.inputs, exclude).groups)
+        except UnprunableError:
+            return []
+
+    def _try(self, name: str, plan: Plan) -> Record:
+        start = time.monotonic()
+        self.budget.check(1)
+        try:
+            return self._finish(name, plan, start, *self._candidate(name, plan))
+        except TrainingError as error:
+            # What failed is not written down: a resumed search tries it again.
+            self.services.report(f"trial {name}: {error.message}")
+            return self._record(name, plan, "failed", start, reason=error.message)
+
+    def _candidate(self, name: str, plan: Plan) -> tuple[nn.Module | None, Record]:
+        """Return the pruned network of a trial, not trained, and its record."""
+        pruned = self.journal.find("pruned", name)
+        network: nn.Module | None
+        if pruned is not None:
+            network, _ = self.load(plan.parent)
+            if not plan.is_retraining:
+                network = copy_module(self.reference.network)
+                Recipe.from_dict(pruned["recipe"]).apply(network)
+                start = self.folder / f"{name}.start.safetensors"
+                load_weights(network, start, f"trial {name}")
+        elif plan.is_retraining:
+            network, _ = self.load(plan.parent)
+            parent = self._pruned(plan.parent)
+            same = {
+                key: parent[key] for key in ("recipe", "kept", "parameters", "macs", "latency_ms")
+            }
+            pruned = self.journal.append("pruned", name, slower=False, **same)
+        else:
+            with self.services.timed("other"):
+                network, pruned = self._prune(name, plan)
+        return network, pruned
+
+    def _prune(self, name: str, plan: Plan) -> tuple[nn.Module | None, Record]:
+        parent, before = self.load(plan.parent)
+        groups = self._groups(parent)
+        seed = self._seed(name)
+        batches = calibration_batches(self.problem, seed)
+        if self.settings.dry_run:
+            batches = batches[:2]
+        keep: dict[str, list[int]] = {}
+        if groups:
+            seed_everything(seed, 0, 0)
+            scores = importance(self.problem, parent, groups, batches)
+            curves = sensitivities(
+                self.problem, parent, groups, scores, batches, check=self.budget.check
+            )
+            is_fast = self.settings.target == "latency"
+            cost = CostModel(parent, groups, self.services.count(parent)[2])
+            kept = allocate(
+                groups,
+                curves,
+                cost.macs_left if is_fast else cost.parameters,
+                plan.ratio,
+                align=ALIGN if is_fast else 1,
+            )
+            keep = {
+                group.name: least_important(scores[group.name], group.channels - kept[group.name])
+                for group in groups
+                if kept[group.name] < group.channels
+            }
+        if not keep:
+            return None, {"recipe": before.to_dict(), "kept": {}, "parameters": None, "macs": None}
+        network, recipe = prune(parent, keep, groups)
+        check_against_mask(parent, network, keep, self.reference.inputs, groups=groups)
+        parameters, macs, _ = self.services.count(network)
+        latency, slower = None, False
+        if self.services.latency is not None:
+            latency, slower = self.services.latency(network, parent)
+        self._save(self.folder / f"{name}.start.safetensors", network)
+        pruned = self.journal.append(
+            "pruned",
+            name,
+            recipe=before.then(recipe).to_dict(),
+            kept=_kept(before, groups, keep),
+            parameters=parameters,
+            macs=macs,
+            latency_ms=latency,
+            slower=slower,
+            elapsed=self.budget.elapsed,
+        )
+        return network, pruned
+
+    def _finish(
+        self, name: str, plan: Plan, start: float, network: nn.Module | None, pruned: Record
+    ) -> Record:
+        if network is None:
+            return self._record(name, plan, "failed", start, reason="no channel is left to go")
+        if pruned["slower"]:
+            reason = "it is not faster than the model that it was made of"
+            return self._write(name, plan, "slower", start, pruned, reason=reason)
+        trained = self.journal.find("trained", name)
+        if trained is None:
+            network, trained = self._train(name, network)
+        else:
+            network, _ = self.load(name)
+        self.budget.spend(1, trained["epochs"])
+        metrics, results, is_early = self._evaluate(network, plan.limit)
+        found: dict[str, Any] = {"epochs": trained["epochs"], "losses": trained["losses"]}
+        if is_early:
+            seen = 0 if results is None else len(results)
+            reason = f"after {seen} samples it was certain to miss"
+            drop = _partial_drop(self.reference, results)
+            return self._write(
+                name, plan, "rejected early", start, pruned, drop=drop, reason=reason, **found
+            )
+        metric = self.reference.metric
+        value = metrics[metric.key]
+        drop = metric.drop(self.reference.value, value)
+        if not np.isfinite(drop):
+            raise TrainingError(f"the metric {metric.key!r} is {value}; expected a number")
+        paired = paired_drop(metric, self.reference.per_sample, results)
+        interval = None if paired is None or paired.interval is None else list(paired.interval)
+        status: Status = "accepted" if drop <= self.settings.delta else "missed"
+        return self._write(
+            name,
+            plan,
+            status,
+            start,
+            pruned,
+            metrics=metrics,
+            drop=drop,
+            drop_interval=interval,
+            **found,
+        )
+
+    def _train(self, name: str, network: nn.Module) -> tuple[nn.Module, Record]:
+        options = replace(self.options, seed=self._seed(name))
+        place = self.folder / f"{name}.training"
+
+        def report(epoch: int, loss: float) -> None:
+            self.services.report(
+                f"trial {name}: epoch {epoch} of {options.epochs}, loss {loss:.4g}"
+            )
+
+        with self.services.timed("training"):
+            if self.services.external_loop is not None:
+                network = recover_outside(
+                    self.problem, network, self.services.external_loop, options.epochs
+                )
+                epochs, losses = options.epochs, ()
+            else:
+                done = recover(
+                    self.problem, network, self._teacher, options, self.budget, place, report
+                )
+                epochs, losses = done.epochs, done.losses
+        self._save(self._weights(name), network)
+        shutil.rmtree(place, ignore_errors=True)
+        record = self.journal.append(
+            "trained",
+            name,
+            epochs=epochs,
+            losses=[value if np.isfinite(value) else None for value in losses],
+            elapsed=self.budget.elapsed,
+        )
+        return network, record
+
+    def _evaluate(
+        self, network: nn.Module, limit: float
+    ) -> tuple[dict[str, float], Array | None, bool]:
+        """Return metrics, results of single samples, and whether it was sent away early."""
+        problem, metric = self.problem, self.reference.metric
+        loader = problem.split(self.settings.eval_split, "evaluation.eval_split")
+        before = self.reference.per_sample
+        with self.services.timed("evaluation"):
+            if before is None:
+                found, _ = evaluate_on(problem, network, loader)
+                return found.metrics, found.per_sample.get(metric.key), False
+            sizes = [max(1, round(part * self.reference.batches)) for part in PARTS]
+            parts: list[Array] = []
+            for part in Parts(loader, [*sizes, 0]):
+                found, _ = evaluate_on(problem, network, part)
+                parts.append(found.per_sample[metric.key])
+                results = np.concatenate(parts)
+                is_last = len(results) >= len(before)
+                if not is_last and is_hopeless(metric, before, results, limit):
+                    return {}, results, True
+        assert metric.scale is not None
+        return {metric.key: float(results.mean(dtype=np.float64)) * metric.scale}, results, False
+
+    def _write(
+        self, name: str, plan: Plan, status: Status, start: float, pruned: Record, **found: Any
+    ) -> Record:
+        """Write down how a trial ended."""
+        record = self._record(name, plan, status, start, pruned, **found)
+        values = {key: value for key, value in record.items() if key not in ("kind", "name")}
+        record = self.journal.append("trial", name, **values)
+        (self.folder / f"{name}.start.safetensors").unlink(missing_ok=True)
+        drop = "" if record["drop"] is None else f", drop {record['drop']:.4g}"
+        size = "" if record["parameters"] is None else f"{record['parameters']:,} parameters"
+        self.services.report(f"trial {name}: {size}{drop}: {status}")
+        return record
+
+    def _record(
+        self,
+        name: str,
+        plan: Plan,
+        status: Status,
+        start: float,
+        pruned: Record | None = None,
+        **found: Any,
+    ) -> Record:
+        held = pruned or {}
+        return {
+            "kind": "trial",
+            "name": name,
+            "parent": plan.parent,
+            "ratio": plan.ratio,
+            "status": status,
+            "kept": held.get("kept", {}),
+            "parameters": held.get("parameters"),
+            "macs": held.get("macs"),
+            "latency_ms": held.get("latency_ms"),
+            "metrics": found.get("metrics"),
+            "drop": found.get("drop"),
+            "drop_interval": found.get("drop_interval"),
+            "epochs": found.get("epochs", 0),
+            "losses": found.get("losses", []),
+            "reason": found.get("reason"),
+            "seconds": round(time.monotonic() - start, 2),
+            "elapsed": round(self.budget.elapsed, 2),
+        }
+
+    def _save(self, path: Path, network: nn.Module) -> None:
+        state = {
+            key: value.detach().cpu().clone().contiguous()
+            for key, value in network.state_dict().items()
+        }
+        write_tensors(path, state)
+
+    def _seed(self, name: str) -> int:
+        return self.settings.seed * 10_007 + int(name)
+
+
+def _exactly(name: str) -> str:
+    """Return a pattern, as of shells, that fits a name only."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+
+
+def _kept(
+    before: Recipe, groups: Sequence[ChannelGroup], keep: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, int]]:
+    """Return how many channels of each group are left, of how many at first."""
+    found: dict[str, dict[str, int]] = {}
+    for group in groups:
+        first = before.groups.get(group.name)
+        channels = group.channels if first is None else int(first["channels"])
+        kept = len(keep.get(group.name, range(group.channels)))
+        found[group.name] = {"kept": kept, "channels": channels}
+    return found
+
+
+def _partial_drop(reference: Reference, results: Array | None) -> float | None:
+    if results is None or reference.per_sample is None:
+        return None
+    found = paired_drop(reference.metric, reference.per_sample[: len(results)], results)
+    return None if found is None else found.value
