@@ -86,6 +86,7 @@ class _Run:
     def __init__(self, settled: Settled, report: Progress) -> None:
         from ..optimizers.pruning.recovery import recovery_options
         from ..training.hardware import choose_device, set_threads
+        from ..training.networks import has_random_weights
         from ..training.problem import Problem
 
         self.settled = settled
@@ -99,6 +100,10 @@ class _Run:
                 name: FirstBatches(loader) for name, loader in self.problem.splits.items()
             }
         _require_splits(self.problem)
+        if has_random_weights(self.problem):
+            logging.getLogger("ingot").warning(
+                "%s: the model has no trained weights: model.weights is missing", self.problem.label
+            )
         self.network = self.problem.load_network()
         self.options = recovery_options(
             settled.spec,
@@ -285,11 +290,19 @@ class _Run:
     ) -> tuple[Reference, Forecast]:
         """Measure the reference, as a network and as the file that would ship."""
         from ..optimizers.budget import Forecast
+        from ..optimizers.pruning.samples import calibration_batches, example_inputs
+        from ..optimizers.pruning.search import find_groups
 
+        settings = self.settled.settings
+        first = calibration_batches(self.problem, settings.seed, 1)[0]
+        self.inputs = example_inputs(self.problem, self.network, first, settings.seed)
+        with services.timed("other"):
+            find_groups(self.network, self.inputs, settings, journal, self.report)
         self.report("measuring the reference")
         baseline, results = self._baseline(journal, budget, services)
-        reference = reference_of(self.problem, self.network, self.settled, baseline, results)
-        self.inputs = reference.inputs
+        reference = reference_of(
+            self.problem, self.network, self.inputs, self.settled, baseline, results
+        )
         budget.spend(2)
         if journal.find("reference") is None:
             self._ship_reference(journal, shipping, reference, services, budget)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..runtime.atomic import replacing
 from .shipping import OPTIMIZED, REFERENCE, Shipping, onnx_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..optimizers.budget import Forecast, StoppedBy
     from ..optimizers.journal import Journal, Record
     from ..optimizers.pruning.search import PruningSearch
@@ -103,6 +103,7 @@ class Ending:
         """Export and measure a trial; what the journal says was done is not done again."""
         name = trial["name"]
         record = self.journal.find("shipped", name)
+        self.search.budget.spend(1)
         if record is not None and all(Path(item["path"]).exists() for item in record["files"]):
             return record
         from ..optimizers.verdict import Measured
@@ -112,7 +113,6 @@ class Ending:
         with services.timed("export"):
             shipped = self.shipping.ship(OPTIMIZED, network, recipe)
             package = self.shipping.package(OPTIMIZED)
-        budget.spend(1)
         reference = self.journal.find("reference")
         assert reference is not None
         latency = self._latency(shipped.files, reference, network)
@@ -298,6 +298,8 @@ def save_results(folder: Path, name: str, results: np.ndarray[Any, Any] | None) 
     """Keep the reference's results of single samples, which drops are paired with."""
     if results is None:
         return
+    import numpy as np
+
     with replacing(folder / name, sync=True) as part, part.open("wb") as file:
         np.savez(file, results=results)
 

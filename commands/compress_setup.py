@@ -103,7 +103,7 @@ def settle(
         kind = detect(path)
         if kind != "spec":
             raise UsageError(
-                f"{path}: found a {kind}; expected a spec with data and evaluation",
+                f"{path}: found {kind}; expected a spec with data and evaluation",
                 hint=f"ingot init {path} writes one",
             )
         loaded = load_spec(path, overrides)
@@ -268,23 +268,19 @@ def measure_reference(problem: Problem, network: Any, settled: Settled) -> tuple
 
 
 def reference_of(
-    problem: Problem, network: Any, settled: Settled, baseline: Baseline, results: Any
+    problem: Problem, network: Any, inputs: Any, settled: Settled, baseline: Baseline, results: Any
 ) -> Reference:
     """Return what candidates are compared with.
 
     Raises:
         UsageError: the delta is impossible in the metric's range.
     """
-    from ..optimizers.pruning.samples import calibration_batches, example_inputs
     from ..optimizers.pruning.search_parts import Reference
     from ..optimizers.statistics import Metric
 
     metric = Metric(baseline.key, settled.spec.evaluation.higher_is_better, baseline.scale)
     _check_delta(settled, baseline.value, metric.key, problem.label)
     _warn(settled, metric, baseline.value, baseline.samples, problem.label)
-    seed = settled.settings.seed
-    first = calibration_batches(problem, seed, 1)[0]
-    inputs = example_inputs(problem, network, first, seed)
     kept = results if baseline.early else None
     return Reference(network, inputs, metric, baseline.value, kept, baseline.batches)
 

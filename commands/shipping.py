@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..errors import SpecError
 from ..optimizers.latency import Comparison, compare_latency
 from ..optimizers.verdict import ShippedFile
 from ..specs import ModelSpec
@@ -18,6 +19,7 @@ from .models import tree_sha256, tree_size
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..exporters.variants import Shapes
     from ..frameworks import ModelSource
     from ..optimizers.pruning import Recipe
     from ..training.evaluation import Evaluation
@@ -166,12 +168,11 @@ class Shipping:
     def draft(self, stem: str, network: nn.Module) -> Path:
         """Write an ONNX file to time, not checked, in the run's folder of drafts."""
         from ..exporters import Job, export_variants
-        from ..exporters.variants import plan_variants, shapes_of
+        from ..exporters.variants import plan_variants
 
         folder = self.options.folder / "drafts"
         folder.mkdir(exist_ok=True)
-        assert self.source.inputs is not None and self.source.outputs is not None
-        shapes = shapes_of(self.source.inputs, self.source.outputs, "torch", {}, self.options.seed)
+        shapes = self._shapes()
         variants = plan_variants(shapes, (), "both", self.source.label, False)[:1]
         held: Any = SimpleNamespace(native=network)
         job = Job(replace(self.source, weights=None), held, stem, folder)
@@ -182,11 +183,15 @@ class Shipping:
         shutil.rmtree(self.options.folder / "drafts", ignore_errors=True)
 
     def _feeds(self) -> Mapping[str, Any]:
+        return self._shapes().random(self.options.batch_size, None, 0)
+
+    def _shapes(self) -> Shapes:
         from ..exporters.variants import shapes_of
 
-        assert self.source.inputs is not None and self.source.outputs is not None
-        shapes = shapes_of(self.source.inputs, self.source.outputs, "torch", {}, self.options.seed)
-        return shapes.random(self.options.batch_size, None, 0)
+        inputs, outputs = self.source.inputs, self.source.outputs
+        if inputs is None or outputs is None:
+            raise SpecError(f"{self.source.label}: PyTorch code needs inputs and outputs in its spec")
+        return shapes_of(inputs, outputs, "torch", {}, self.options.seed)
 
 
 def onnx_of(files: Sequence[ShippedFile]) -> Path | None:

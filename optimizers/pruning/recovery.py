@@ -131,7 +131,7 @@ def recover(
         StopSearch: the time is over, or somebody asked to end the search.
         TrainingError: the loss is no number.
     """
-    from ...training.runner import TrainingInterrupted
+    from ...errors import TrainingInterrupted
 
     if not options.epochs:
         return Recovered(0, ())

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from ...training.inputter import Inputter
 from ...training.problem import Problem
-from ...training.runner import batch_size_of
 from ...training.randomness import seed_everything
+from ...training.runner import batch_size_of
 from .modules import Inputs, map_tensors
 
 if TYPE_CHECKING:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import ModelError
+from ...errors import ModelError, TrainingError
 from ...frameworks.pytorch import load_weights
 from ...training.assess import evaluate_on
 from ...training.options import TrainerOptions
 from ...training.problem import Problem
-from ...training.runner import TrainingError
 from ...training.randomness import seed_everything
 from ...training.torch_state import write_tensors
 from ..budget import Budget
@@ -28,7 +27,7 @@ from .cost import CostModel
 from .descent import Descent, Plan, Status
 from .graph import ChannelGroup, channel_graph
 from .masks import check_against_mask, verify_groups
-from .modules import copy_module
+from .modules import Inputs, copy_module
 from .prune import prune
 from .recipe import Recipe
 from .recovery import recover, recover_outside
@@ -82,17 +81,17 @@ class PruningSearch:
         self.folder = journal.folder / TRIALS
         self.folder.mkdir(exist_ok=True)
         self._teacher = copy_module(reference.network)
-        self._wrong: Sequence[str] = ()
+        groups = journal.find("groups")
+        assert groups is not None, "find_groups comes first"
+        self._wrong: Sequence[str] = tuple(groups["excluded"])
 
     def run(self) -> None:
         """Search until it has converged.
 
         Raises:
             StopSearch: the budget is spent, or somebody asked to end it.
-            UnprunableError: no group of channels can be pruned.
             CheckError: pruning computed something else than masking.
         """
-        self._verify()
         descent = Descent(self.settings.delta, self.settings.level, self.settings.deepsearch)
         number = 0
         while (plan := descent.plan()) is not None:
@@ -140,34 +139,6 @@ class PruningSearch:
 
     def _weights(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
-
-    def _verify(self) -> None:
-        """Find the groups, and those of them that the trace got wrong."""
-        record = self.journal.find("groups")
-        if record is None:
-            with self.services.timed("other"):
-                network, inputs = self.reference.network, self.reference.inputs
-                graph = channel_graph(network, inputs, self.settings.exclude)
-                good, wrong = verify_groups(network, graph.groups, inputs, self.settings.seed)
-            record = self.journal.append(
-                "groups",
-                groups=[group.to_dict() for group in good],
-                excluded=wrong,
-                skipped=dict(graph.skipped),
-                elapsed=self.budget.elapsed,
-            )
-        self._wrong = tuple(record["excluded"])
-        if not record["groups"]:
-            name, reason = next(iter(record["excluded"].items()))
-            raise UnprunableError(
-                f"no group of channels can be pruned: {name!r}: {reason}", module=name
-            )
-        count = sum(group["channels"] for group in record["groups"])
-        self.services.report(f"{len(record['groups'])} groups of {count} channels can be pruned")
-        for name, reason in record["excluded"].items():
-            logging.getLogger("ingot").warning(
-                "%s stays as it is: pruning it computes something else (%s)", name, reason
-            )
 
     def _groups(self, network: nn.Module) -> list[ChannelGroup]:
         """Return the groups of a network that may be pruned; none when it has no channel left."""
@@ -409,6 +380,50 @@ class PruningSearch:
 
     def _seed(self, name: str) -> int:
         return self.settings.seed * 10_007 + int(name)
+
+
+def find_groups(
+    network: nn.Module,
+    inputs: Inputs,
+    settings: SearchSettings,
+    journal: Journal,
+    report: Callable[[str], None],
+) -> None:
+    """Find the groups of channels, and those of them that the trace got wrong; write them down.
+
+    Args:
+        network: the reference.
+        inputs: random arguments for it.
+        settings: of the search.
+        journal: of the search; nothing is done that it says was done.
+        report: gets a line.
+
+    Raises:
+        UnprunableError: no group can be pruned.
+    """
+    record = journal.find("groups")
+    if record is None:
+        graph = channel_graph(network, inputs, settings.exclude)
+        good, wrong = verify_groups(network, graph.groups, inputs, settings.seed)
+        if not good:
+            name, reason = next(iter(wrong.items()))
+            raise UnprunableError(
+                f"no group of channels can be pruned: {name!r}: {reason}", module=name
+            )
+        record = journal.append(
+            "groups",
+            groups=[group.to_dict() for group in good],
+            excluded=wrong,
+            skipped=dict(graph.skipped),
+        )
+    count = sum(group["channels"] for group in record["groups"])
+    report(f"{len(record['groups'])} groups of {count} channels can be pruned")
+    for path, reason in record["skipped"].items():
+        logging.getLogger("ingot").debug("%s stays as it is: %s", path, reason)
+    for name, reason in record["excluded"].items():
+        logging.getLogger("ingot").warning(
+            "%s stays as it is: pruning it computes something else (%s)", name, reason
+        )
 
 
 def _exactly(name: str) -> str:

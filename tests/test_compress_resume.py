@@ -1,0 +1,147 @@
+"""A search that is killed, at any moment, ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compress_specs import write_spec
+
+ARGUMENTS = ("--max-evaluations", "9", "--delta", "2")
+KILLS = 20
+# What is measured with a clock, or depends on when it was.
+TIMES = (
+    "latency_ms",
+    "latency_ratio",
+    "elapsed_seconds",
+    "phases",
+    "seconds",
+    "max_seconds",
+    "run_dir",
+    "path",
+)
+
+
+def start(spec: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ingot.cli", "compress", str(spec), "-o", str(out), "--json"]
+    return subprocess.Popen(
+        [*command, *ARGUMENTS, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell in the background hands on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_spec(tmp_path_factory.mktemp("spec"))
+
+
+@pytest.fixture(scope="module")
+def whole(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    """The verdict of a search that was not killed, and how long it took."""
+    begun = time.monotonic()
+    process = start(spec, tmp_path_factory.mktemp("whole") / "run")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return json.loads(output), time.monotonic() - begun
+
+
+@pytest.mark.slow
+def test_killed_at_random_points(
+    spec: Path, whole: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    """The process is killed 20 times in all, in the middle of whatever it does."""
+    expected, seconds = whole
+    random_ = random.Random(7)
+    kills = runs = 0
+    while kills < KILLS:
+        runs += 1
+        out = tmp_path / str(runs)
+        arguments: tuple[str, ...] = ()
+        while True:
+            process = start(spec, out, *arguments)
+            limit = random_.uniform(0.2, 1.0) * seconds if kills < KILLS else 300
+            try:
+                output, errors = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+                arguments = ("--resume",)
+                continue
+            assert process.returncode == 0, errors
+            break
+        assert without_times(json.loads(output)) == without_times(expected)
+        names = Counter(
+            (record["kind"], record["name"])
+            for record in records(out)
+            if record["kind"] != "verdict"
+        )
+        assert set(names.values()) == {1}, "something was done twice"
+    assert kills == KILLS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_best_so_far(
+    number: signal.Signals, spec: Path, whole: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(spec, out)
+    journal = out / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and '"accepted"' in journal.read_text():
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    verdict = json.loads(output)
+    assert (verdict["verdict"], verdict["stopped_by"]) == ("interrupted", "signal")
+    assert "--resume" in verdict["reason"]
+    assert [Path(item["path"]).name for item in verdict["artifacts"]] == ["opt_model.json"]
+    assert (out / "opt_model.safetensors").exists()
+    assert (out / "report.html").exists()
+    process = start(spec, out, "--resume")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert without_times(json.loads(output)) == without_times(whole[0])
+
+
+def test_two_processes_on_one_folder(spec: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = start(spec, out)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (out / "journal.jsonl").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)
+        second = start(spec, out, "--resume")
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 2
+        assert f"another process (number {first.pid}) is searching" in errors
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
