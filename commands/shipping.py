@@ -190,7 +190,8 @@ class Shipping:
 
         inputs, outputs = self.source.inputs, self.source.outputs
         if inputs is None or outputs is None:
-            raise SpecError(f"{self.source.label}: PyTorch code needs inputs and outputs in its spec")
+            label = self.source.label
+            raise SpecError(f"{label}: PyTorch code needs inputs and outputs in its spec")
         return shapes_of(inputs, outputs, "torch", {}, self.options.seed)
 
 
