@@ -93,3 +93,27 @@ class MissingDependencyError(IngotError):
 
 class OutputExistsError(UsageError):
     """An output is already there and ``--force`` was not given (exit code 2)."""
+
+
+class TrainingError(IngotError):
+    """Training cannot go on: the loss or a weight is no finite number (exit code 1)."""
+
+
+class TrainingInterrupted(IngotError):
+    """Training was asked to stop, and wrote a checkpoint (exit code 130)."""
+
+    exit_code = 130
+
+
+class WorkerError(IngotError):
+    """A worker of a distributed run failed.
+
+    Args:
+        message: why.
+        hint: what to do about it.
+        exit_code: of the worker; 1 when it was killed.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code

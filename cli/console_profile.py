@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .console import StyledTable, echo, print_table
 
 if TYPE_CHECKING:
-    from ..commands.profile import ProfiledModel, ProfileResult
+    from ..commands.profile_result import ProfiledModel, ProfileResult
 
 _LABELS = {
     "size_bytes": "model size",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from .console import StyledTable, _console, _fields, human_size, print_table
 
 if TYPE_CHECKING:
-    from ..commands.evaluate import EvaluateResult
-    from ..commands.train import TrainResult
-    from ..training.callbacks import TrainProgress
+    from ..commands.evaluate_result import EvaluateResult
+    from ..commands.train_result import TrainResult
+    from ..training.progress import TrainProgress
     from .options import Settings
 
 

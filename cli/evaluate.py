@@ -21,9 +21,7 @@ from .options import Settings, common_options, force_option, set_option, trust_c
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Samples a batch of --data.",
+    help="Samples a batch of --data (128 by default).",
 )
 @click.option(
     "--per-sample",
@@ -37,7 +35,9 @@ from .options import Settings, common_options, force_option, set_option, trust_c
     help="Where to run; a GPU where there is one by default.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one operator.")
-@click.option("--strict", is_flag=True, help="Refuse --device GPU where there is none.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse random weights, and --device GPU where there is none."
+)
 @force_option
 @set_option
 @trust_code_option
@@ -47,7 +47,7 @@ def command(
     models: tuple[str, ...],
     split: str | None,
     data: Path | None,
-    batch_size: int,
+    batch_size: int | None,
     per_sample: Path | None,
     device: str | None,
     threads: int | None,

@@ -55,6 +55,9 @@ from .options import Settings, common_options, force_option, set_option, trust_c
     show_default=True,
     help="Where to run.",
 )
+@click.option(
+    "--strict", is_flag=True, help="Refuse random weights, and --device GPU where there is none."
+)
 @force_option
 @set_option
 @trust_code_option
@@ -70,6 +73,7 @@ def command(
     threads: int,
     runs: int,
     device: str,
+    strict: bool,
     force: bool,
     overrides: tuple[str, ...],
     trust_code: bool,
@@ -91,6 +95,7 @@ def command(
         threads=threads,
         runs=runs,
         device=device,
+        strict=strict,
         overrides=overrides,
         trust_code=trust_code,
         force=force,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..optimizers.pruning.search_parts import Reference, Services
     from ..optimizers.verdict import Verdict
     from ..training.problem import Problem
+    from .compress_live import LiveModel
 
 Progress = Callable[[str], None]
 VERDICT, REPORT = "verdict.json", "report.html"
@@ -49,6 +50,7 @@ def compress(
     *,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    live: LiveModel | None = None,
     **changes: Any,
 ) -> Verdict:
     """Search the smallest, or fastest, network whose metric drops by at most delta.
@@ -62,6 +64,8 @@ def compress(
         options: what is wanted.
         overrides: ``key.path=value`` changes of the spec.
         progress: called with a line for each thing that happens.
+        live: objects in place of what the spec would name. Such a search goes on by itself when it
+            is started again.
         changes: fields of :class:`CompressOptions`, in place of ``options`` or beside them.
 
     Returns:
@@ -77,13 +81,13 @@ def compress(
     wanted = replace(options or CompressOptions(), **changes)
     report = progress or (lambda line: None)
     settled = settle(spec, wanted, overrides)
-    return _Run(settled, report).search()
+    return _Run(settled, report, live).search()
 
 
 class _Run:
     """One search, from its settled options to its verdict."""
 
-    def __init__(self, settled: Settled, report: Progress) -> None:
+    def __init__(self, settled: Settled, report: Progress, live: LiveModel | None = None) -> None:
         from ..optimizers.pruning.recovery import recovery_options
         from ..training.hardware import choose_device, set_threads
         from ..training.networks import has_random_weights
@@ -91,20 +95,24 @@ class _Run:
 
         self.settled = settled
         self.report = report
+        self.live = live
         given = settled.given
         device = choose_device(given.device or _stage_device(settled.spec), given.strict)
         set_threads(None)
-        self.problem = Problem(settled.spec, device, given.seed)
+        if live is None:
+            self.problem = Problem(settled.spec, device, given.seed)
+        else:
+            self.problem = live.problem(settled.spec, device, given.seed)
         if given.dry_run:
             self.problem.splits = {
                 name: FirstBatches(loader) for name, loader in self.problem.splits.items()
             }
         _require_splits(self.problem)
-        if has_random_weights(self.problem):
+        if live is None and has_random_weights(self.problem):
             logging.getLogger("ingot").warning(
                 "%s: the model has no trained weights: model.weights is missing", self.problem.label
             )
-        self.network = self.problem.load_network()
+        self.network = self.problem.load_network() if live is None else live.copy(device)
         self.options = recovery_options(
             settled.spec,
             settled.epochs,
@@ -112,6 +120,8 @@ class _Run:
             device=device,
             seed=given.seed,
         )
+        if live is not None and live.optimizer is not None:
+            self.options = replace(self.options, optimizer=live.optimizer)
         self.started = time.monotonic()
 
     def search(self) -> Verdict:
@@ -120,8 +130,13 @@ class _Run:
 
         identity = self._identity()
         given = self.settled.given
-        folder = run_folder(self.settled.spec, given.output, hash_of(identity))
-        _prepare_folder(folder, given.resume, given.fresh)
+        home = None if self.live is None else self.live.home
+        folder = run_folder(self.settled.spec, given.output, hash_of(identity), home)
+        resume, fresh = given.resume, given.fresh
+        if self.live is not None:  # nobody is there to say which; what cannot go on starts over
+            fresh = given.dry_run or identity["data"] is None
+            resume = not fresh
+        _prepare_folder(folder, resume, fresh)
         with Journal(folder) as journal:
             return self._search(journal, identity)
 
@@ -136,9 +151,15 @@ class _Run:
             problem.seed,
             settled.spec.run_key,
         )
+        if self.live is None:
+            model = hash_model(self.network, problem.source.code_root)
+        else:
+            export = problem.spec.export
+            told = [self.live.identity(), None if export is None else repr(export)]
+            model = hash_of([hash_model(self.network, None), told])
         return {
             "command": "compress",
-            "model": hash_model(self.network, problem.source.code_root),
+            "model": model,
             "spec": hash_spec(settled.spec),
             "data": data,
             "options": hash_of([settled.settings, settled.epochs]),
@@ -257,7 +278,7 @@ class _Run:
     def _services(self) -> Services:
         from ..optimizers.pruning.search_parts import Services
 
-        loop = None
+        loop = None if self.live is None else self.live.external_loop
         name = self.settled.spec.external_training_loop
         if name is not None:
             import inspect

@@ -128,7 +128,7 @@ class Ending:
             "shipped",
             name,
             measured=measured.to_dict(),
-            files=[item.to_dict() for item in (*shipped.files, package)],
+            files=[item.to_dict() for item in (*shipped.files, *((package,) if package else ()))],
             drop=drop.value,
             drop_interval=None if drop.interval is None else list(drop.interval),
             latency=latency,

@@ -194,13 +194,13 @@ def _epochs(spec: ModelSpec, options: CompressOptions) -> int:
     return EPOCHS
 
 
-def run_folder(spec: ModelSpec, output: Path | None, key: str) -> Path:
+def run_folder(spec: ModelSpec, output: Path | None, key: str, home: Path | None = None) -> Path:
     """Return the folder of a run: the one that is given, or one in ``INGOT_HOME`` by its key."""
     from ..runtime.detect import expand
 
     if output is not None:
         return expand(output)
-    home = Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
+    home = home or Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
     return home / "runs" / f"compress-{spec.name}-{key[:12]}"
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputExistsError, UsageError
 from ..specs import ModelSpec, load_spec
+from .evaluate_result import EvaluateResult, ModelMetrics, write_per_sample
 
 if TYPE_CHECKING:
     from ..training.device import Device
@@ -18,66 +19,14 @@ if TYPE_CHECKING:
     from ..training.problem import Problem
 
 
-@dataclass(frozen=True)
-class ModelMetrics:
-    """What one model achieves.
-
-    Attributes:
-        model: what the user called it.
-        path: its file; None for a spec given in Python.
-        metrics: number by name.
-        samples: how many samples were looked at.
-        per_sample: one number a sample, by metric; empty when the evaluation gives none.
-    """
-
-    model: str
-    path: Path | None
-    metrics: Mapping[str, float]
-    samples: int | None
-    per_sample: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; the path is absolute."""
-        from ..training.evaluation import json_numbers
-
-        return {
-            "model": self.model,
-            "path": None if self.path is None else str(self.path.absolute()),
-            "metrics": json_numbers(self.metrics),
-            "samples": self.samples,
-        }
-
-
-@dataclass(frozen=True)
-class EvaluateResult:
-    """The metrics of one or several models.
-
-    Attributes:
-        entries: in the order of the models.
-        eval_key: the metric that counts.
-        split: what was measured on; None for ``--data``.
-    """
-
-    entries: Sequence[ModelMetrics]
-    eval_key: str | None
-    split: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; ``metrics`` are those of the first model."""
-        models = [entry.to_dict() for entry in self.entries]
-        return {
-            "metrics": models[0]["metrics"],
-            "eval_key": self.eval_key,
-            "split": self.split,
-            "models": models,
-        }
+_BATCH_SIZE = 128
 
 
 def evaluate(
     *models: str | Path | ModelSpec,
     split: str | None = None,
     data: str | Path | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     per_sample: str | Path | None = None,
     force: bool = False,
     device: str | None = None,
@@ -95,53 +44,45 @@ def evaluate(
         models: specs, packages, or model files.
         split: in place of ``evaluation.eval_split``.
         data: an ``.npz`` with arrays by input name, and ``label``; in place of any other data.
-        batch_size: samples a batch of ``data``.
+        batch_size: samples a batch of ``data``; 128 by default.
         per_sample: an ``.npz`` that gets the results of single samples: an array a metric; of
             several models ``MODEL/METRIC``.
         force: replace ``per_sample``.
         device: ``CPU`` or ``GPU``; a GPU where there is one by default.
-        strict: refuse a GPU that is not there, in place of a warning.
-        threads: threads of one operator of PyTorch.
+        strict: refuse a GPU that is not there and weights that are random, in place of a warning.
+        threads: threads of one operator.
         trust_code: packages may run the code that they carry.
         overrides: ``key.path=value`` changes of the specs.
 
     Raises:
-        UsageError: there is no data, or no model.
+        UsageError: there is no data, or no model; options do not fit; with ``strict``, the weights
+            of a spec are random initial ones, or there is no GPU.
         SpecError: a spec is invalid, or lacks data or evaluation.
         ModelError: a model cannot be read; the evaluation returns no dict, or lacks ``eval_key``.
         InputError: a batch does not fit, or the data cannot be read.
     """
-    from ..runtime.detect import detect, expand
     from ..training.evaluation import unique_names
-    from ..training.problem import Problem, choose_device, set_threads
 
     if not models:
         raise UsageError("found no model; expected at least one")
-    target = None if per_sample is None else Path(per_sample).expanduser()
-    if target is not None and target.exists() and not force:
-        raise OutputExistsError(f"{target}: exists already", hint="--force replaces it")
-    chosen = choose_device(device, strict)
-    set_threads(threads)
-    found: list[tuple[str, Path | None, Problem | None]] = []
-    for model in models:
-        if isinstance(model, ModelSpec):
-            found.append((model.name, model.path, Problem(model, chosen)))
-            continue
-        path = expand(model)
-        is_spec = detect(path) == "spec"
-        problem = Problem(load_spec(path, overrides), chosen) if is_spec else None
-        found.append((str(model), path, problem))
+    _check_options(split, data, batch_size)
+    target = None if per_sample is None else _target(Path(per_sample).expanduser(), force)
+    found = [_named(model, overrides, device, strict, threads) for model in models]
     if overrides and all(problem is None for _, _, problem in found):
         raise UsageError("--set changes a spec; found none among the models")
     shared = next((item for _, _, item in found if item is not None and _has_data(item)), None)
     names = unique_names([name for name, _, _ in found])
     entries, key = [], None
+    for _, _, own in found:
+        if own is not None:
+            warn_of_random_weights(own, strict)
     for name, (_, place, own) in zip(names, found, strict=True):
-        with _opened(place, own, chosen, trust_code) as model:
+        chosen = own.device if own is not None else _device_of(place, device, strict, threads)
+        with _opened(place, own, chosen, threads, trust_code) as model:
             if data is not None:
                 file = Path(data).expanduser()
                 evaluation, samples, key_here = _on_file(
-                    model, own or shared, file, batch_size, chosen
+                    model, own or shared, file, batch_size or _BATCH_SIZE, chosen
                 )
             else:
                 problem = own if own is not None and _has_data(own) else shared
@@ -151,11 +92,88 @@ def evaluate(
             ModelMetrics(name, place, evaluation.metrics, samples, evaluation.per_sample)
         )
     if target is not None:
-        _write_per_sample(target, entries)
+        write_per_sample(target, entries)
     used = None
     if data is None and shared is not None:
         used = split or shared.spec.evaluation.eval_split
     return EvaluateResult(entries, key, used)
+
+
+def _check_options(split: str | None, data: Any, batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size: found {batch_size}; expected 1 or more")
+    if split is not None and data is not None:
+        raise UsageError("found both --split and --data, which has no splits; expected one of them")
+    if batch_size is not None and data is None:
+        raise UsageError(
+            f"--batch-size {batch_size}: is of --data; found no --data",
+            hint="--set training.batch_size=N changes the batches of a spec's own data",
+        )
+
+
+def _target(target: Path, force: bool) -> Path:
+    """Check that a file can be written, before the work."""
+    if target.is_dir():
+        raise UsageError(f"--per-sample {target}: found a folder; expected a file")
+    if target.exists() and not force:
+        raise OutputExistsError(f"{target}: exists already", hint="--force replaces it")
+    if not target.parent.is_dir():
+        raise UsageError(f"--per-sample {target}: its folder does not exist")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"--per-sample {target}: its folder may not be written to")
+    return target
+
+
+def _named(
+    model: str | Path | ModelSpec,
+    overrides: Sequence[str],
+    device: str | None,
+    strict: bool,
+    threads: int | None,
+) -> tuple[str, Path | None, Problem | None]:
+    """Return what the user called a model, its file, and its problem where it is a spec."""
+    from ..runtime.detect import detect, expand
+    from ..training.hardware import choose_device, set_threads
+    from ..training.problem import Problem
+
+    path, spec = None, model
+    if not isinstance(spec, ModelSpec):
+        path = expand(spec)
+        if detect(path) != "spec":
+            return str(model), path, None
+        spec = load_spec(path, overrides)
+    framework = spec.model.framework
+    set_threads(threads, framework)
+    problem = Problem(spec, choose_device(device, strict, framework))
+    return (spec.name, spec.path, problem) if path is None else (str(model), path, problem)
+
+
+def _device_of(path: Path | None, device: str | None, strict: bool, threads: int | None) -> Device:
+    """Return where a package or a model file runs."""
+    from ..runtime.detect import detect
+    from ..training.hardware import choose_device, set_threads
+
+    assert path is not None
+    kind = detect(path)
+    set_threads(threads, kind)
+    return choose_device(device, strict, kind)
+
+
+def warn_of_random_weights(problem: Problem, strict: bool) -> None:
+    """Say that metrics are those of initial weights, as ``model.weights`` is missing.
+
+    Raises:
+        UsageError: they are, and ``strict``.
+    """
+    from ..training.networks import has_random_weights
+
+    if not has_random_weights(problem):
+        return
+    found = f"{problem.label}: the key 'model.weights' is missing: the weights are random"
+    hint = "train writes them: --set model.weights=RUN/weights.safetensors"
+    if strict:
+        raise UsageError(f"{found}; expected trained ones (--strict)", hint=hint)
+    logging.getLogger("ingot").warning("%s initial ones (%s)", found, hint)
 
 
 def _has_data(problem: Problem) -> bool:
@@ -164,18 +182,22 @@ def _has_data(problem: Problem) -> bool:
 
 @contextmanager
 def _opened(
-    path: Path | None, problem: Problem | None, device: Device, trust_code: bool
+    path: Path | None,
+    problem: Problem | None,
+    device: Device,
+    threads: int | None,
+    trust_code: bool,
 ) -> Iterator[Any]:
     """Open a model as something that is called with the arguments of the forward pass."""
     from ..runtime.session import load
     from ..training.evaluation import CallableModel
 
     if problem is not None:
-        yield problem.load_network()
+        yield problem.load_network(threads)
         return
     assert path is not None
     kind = "gpu" if device == "GPU" else "cpu"
-    with load(path, device=kind, trust_code=trust_code) as loaded:
+    with load(path, device=kind, threads=threads, trust_code=trust_code) as loaded:
         yield CallableModel(loaded, str(path))
 
 
@@ -230,24 +252,3 @@ def _on_file(
     fresh.forward_pass = forward_pass  # of this file, whatever pattern the spec's data has
     found, samples = evaluate_on(fresh, model, loader)
     return found, samples, eval_key(fresh, found)
-
-
-def _write_per_sample(target: Path, entries: Sequence[ModelMetrics]) -> None:
-    import numpy as np
-
-    arrays = {}
-    for entry in entries:
-        if not entry.per_sample:
-            raise UsageError(
-                f"{entry.model}: its evaluation gives no results of single samples; expected a"
-                " 'per_sample' array in what it returns"
-            )
-        for name, values in entry.per_sample.items():
-            arrays[name if len(entries) == 1 else f"{entry.model}/{name}"] = values
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 
 def export(
-    model: str | Path | ModelSpec,
+    model: str | Path | ModelSpec | NamedModel,
     formats: str | Sequence[str] = (),
     output: str | Path | None = None,
     *,
@@ -60,7 +60,7 @@ def export(
     Either all files are delivered, or none.
 
     Args:
-        model: a spec file or a loaded spec, a package, or a bare model file.
+        model: a spec file or a loaded spec, a package, or a bare model file; or one that is open.
         formats: names of ``exporters.FORMATS``; none takes those of the spec.
         output: the folder to write to; None takes the spec's, else the current one.
         precision: of the weights; None takes the spec's, else fp32.

@@ -42,7 +42,9 @@ class NamedModel:
 
 @contextmanager
 def named_model(
-    model: str | Path | ModelSpec, overrides: Sequence[str] = (), trust_code: bool = False
+    model: str | Path | ModelSpec | NamedModel,
+    overrides: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> Iterator[NamedModel]:
     """Open a model; what a package holds is extracted for as long as the context lasts.
 
@@ -54,6 +56,9 @@ def named_model(
     from ..runtime.detect import bare_source, detect, expand
     from ..runtime.package import Package
 
+    if isinstance(model, NamedModel):
+        yield model
+        return
     if isinstance(model, ModelSpec):
         yield _of_spec(model)
         return

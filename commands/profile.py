@@ -2,132 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import OutputExistsError, UsageError
 from ..specs import ModelSpec
+from .evaluate import evaluate, warn_of_random_weights
 from .models import NamedModel, named_model
 from .profile_inputs import completed, profile_inputs
-
-if TYPE_CHECKING:
-    from ..training.profile import Profile
-
-RATIOS = ("size_bytes", "macs", "parameters", "memory_bytes", "latency_ms")
-"""What a comparison gives as a ratio, the first model's value by the other's."""
-
-
-@dataclass(frozen=True)
-class ProfiledModel:
-    """One model's profile.
-
-    Attributes:
-        label: what the user called it.
-        path: its file; None for a spec given in Python.
-        framework: what runs it.
-        metrics: number by name; empty when there is no data, or no evaluation.
-        profile: what was counted and timed.
-        threads: threads of one operator.
-        batch_size: of the call that was timed.
-    """
-
-    label: str
-    path: Path | None
-    framework: str
-    metrics: Mapping[str, float]
-    profile: Profile
-    threads: int
-    batch_size: int
-
-    def value(self, key: str) -> float | None:
-        """Return one of :data:`RATIOS`; None when it cannot be told."""
-        if key == "latency_ms":
-            return self.profile.latency.median_ms
-        found: float | None = getattr(self.profile.complexity, key)
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values: first the keys that a verdict has of its reference."""
-        complexity, latency = self.profile.complexity, self.profile.latency
-        return {
-            "metrics": dict(self.metrics),
-            "size_bytes": complexity.size_bytes,
-            "parameters": complexity.parameters,
-            "macs": complexity.macs,
-            "latency_ms": latency.median_ms,
-            "matrix_macs": complexity.matrix_macs,
-            "memory_bytes": complexity.memory_bytes,
-            "file_bytes": complexity.file_bytes,
-            "latency": asdict(latency),
-            "threads": self.threads,
-            "batch_size": self.batch_size,
-            "device": self.profile.device,
-            "model": self.label,
-            "path": None if self.path is None else str(self.path.absolute()),
-            "framework": self.framework,
-            "layers": [self._layer(layer) for layer in complexity.layers],
-            "notes": list(complexity.notes),
-        }
-
-    def _layer(self, layer: Any) -> dict[str, Any]:
-        shape = None if layer.output_shape is None else list(layer.output_shape)
-        return {
-            "name": layer.name,
-            "type": layer.kind,
-            "output_shape": shape,
-            "parameters": layer.parameters,
-            "size_bytes": layer.size_bytes,
-            "macs": layer.macs,
-            "matrix_macs": layer.matrix_macs,
-            "share": self.share(layer.macs),
-        }
-
-    def share(self, macs: int) -> float:
-        """Return the part of a layer's operations in all, 0 to 1."""
-        return macs / (self.profile.complexity.macs or macs or 1)
-
-
-@dataclass(frozen=True)
-class ProfileResult:
-    """The profile of a model, and of another one that it is compared with.
-
-    Attributes:
-        model: the model.
-        other: the other one, or None.
-        csv: the file of layers that was written, or None.
-    """
-
-    model: ProfiledModel
-    other: ProfiledModel | None
-    csv: Path | None
-
-    @property
-    def enhancements(self) -> dict[str, float | None]:
-        """The model's value by the other's, by key; None when one of them cannot be told."""
-        if self.other is None:
-            return {}
-        pairs = {key: (self.model.value(key), self.other.value(key)) for key in RATIOS}
-        return {key: one / two if one and two else None for key, (one, two) in pairs.items()}
-
-    @property
-    def differences(self) -> dict[str, float]:
-        """The other's metrics less the model's, by name."""
-        ours, theirs = self.model.metrics, {} if self.other is None else self.other.metrics
-        return {name: theirs[name] - ours[name] for name in ours if name in theirs}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        compare = None
-        if self.other is not None:
-            enhancements = {"metrics": self.differences, **self.enhancements}
-            compare = {**self.other.to_dict(), "enhancements": enhancements}
-        written = None if self.csv is None else str(self.csv.absolute())
-        return {**self.model.to_dict(), "compare": compare, "csv": written}
+from .profile_result import ProfiledModel, ProfileResult, write_layers
 
 
 def profile(
@@ -140,6 +25,7 @@ def profile(
     threads: int = 1,
     runs: int = 10,
     device: str = "CPU",
+    strict: bool = False,
     seed: int = 0,
     overrides: Sequence[str] = (),
     trust_code: bool = False,
@@ -160,6 +46,7 @@ def profile(
         threads: threads of one operator.
         runs: how many calls are timed, after five to warm up.
         device: ``CPU`` or ``GPU``.
+        strict: refuse a GPU that is not there and metrics of random weights, in place of a warning.
         seed: of random inputs.
         overrides: ``key.path=value`` changes of specs.
         trust_code: packages may run the code that they carry.
@@ -168,7 +55,8 @@ def profile(
 
     Raises:
         UsageError: the models do not take the same inputs; a model does not say them; ``csv``
-            exists, or there are no layers to write.
+            exists, or there are no layers to write; with ``strict``, there is no GPU, or the
+            weights of a spec are random initial ones, and metrics are to be measured.
         SpecError: a spec is invalid, or lacks inputs.
         ModelError: a model cannot be read or run.
     """
@@ -191,6 +79,9 @@ def profile(
             "threads": threads,
             "runs": runs,
         }
+        is_measured = metrics and any(_can_evaluate(side.spec) for side in sides)
+        if strict and is_measured:
+            _require_weights(sides)
         profiles = []
         for side, (specs, single, timed) in zip(sides, inputs, strict=True):
             from ..training.profile import profile_source
@@ -198,14 +89,29 @@ def profile(
             report(f"profiling {side.source.label}")
             source = completed(side, specs)
             profiles.append(profile_source(source, single, timed, **settings))
+            if strict and profiles[-1].device != where:
+                raise UsageError(
+                    f"{side.source.label}: device: found {where}, but {side.source.framework} sees"
+                    " no GPU here (--strict)"
+                )
         named = [it for it in (model, compare) if it is not None]
-        measured = _metrics(named, sides, where, overrides, trust_code, report) if metrics else None
+        measured: list[Mapping[str, float]] = [{} for _ in sides]
+        if is_measured:
+            report("evaluating")
+            done = evaluate(
+                *named,
+                device=where,
+                strict=strict,
+                overrides=overrides,
+                trust_code=trust_code,
+            )
+            measured = [entry.metrics for entry in done.entries]
     found = [
         ProfiledModel(
             side.source.label,
             _path(given, side),
             side.source.framework,
-            {} if measured is None else measured[index],
+            measured[index],
             profiles[index],
             threads,
             batch_size,
@@ -213,7 +119,7 @@ def profile(
         for index, (given, side) in enumerate(zip(named, sides, strict=True))
     ]
     if target is not None:
-        _write_csv(target, found)
+        write_layers(target, found)
     return ProfileResult(found[0], found[1] if len(found) > 1 else None, target)
 
 
@@ -251,48 +157,22 @@ def _path(given: str | Path | ModelSpec, side: NamedModel) -> Path | None:
     return expand(given)
 
 
-def _metrics(
-    named: Sequence[str | Path | ModelSpec],
-    sides: Sequence[NamedModel],
-    device: str,
-    overrides: Sequence[str],
-    trust_code: bool,
-    report: Callable[[str], None],
-) -> list[Mapping[str, float]] | None:
-    """Measure the models as ``evaluate`` does; None without data or evaluation."""
-    if not any(side.spec is not None and _can_evaluate(side.spec) for side in sides):
-        return None
-    from .evaluate import evaluate
+def _require_weights(sides: Sequence[NamedModel]) -> None:
+    """Refuse specs with random initial weights.
 
-    report("evaluating")
-    found = evaluate(*named, device=device, overrides=overrides, trust_code=trust_code)
-    return [entry.metrics for entry in found.entries]
+    Raises:
+        UsageError: one has them.
+    """
+    from ..training.problem import Problem
+
+    for side in sides:
+        if side.spec is not None:
+            warn_of_random_weights(Problem(side.spec), strict=True)
 
 
-def _can_evaluate(spec: ModelSpec) -> bool:
+def _can_evaluate(spec: ModelSpec | None) -> bool:
+    if spec is None:
+        return False
     inputter = None if spec.training is None else spec.training.inputter
     has_data = spec.data is not None or inputter is not None
     return has_data and (spec.evaluation.function is not None or spec.task is not None)
-
-
-def _write_csv(target: Path, found: Sequence[ProfiledModel]) -> None:
-    rows = [
-        {"model": model.label, **layer} for model in found for layer in model.to_dict()["layers"]
-    ]
-    if not rows:
-        raise UsageError(
-            f"{found[0].label}: its layers cannot be told ({found[0].framework}); nothing is"
-            " written to --csv"
-        )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                shape = row["output_shape"]
-                text = "" if shape is None else "x".join(map(str, shape))
-                writer.writerow({**row, "output_shape": text, "share": f"{row['share']:.6f}"})
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from ..optimizers.latency import Comparison, compare_latency
 from ..optimizers.verdict import ShippedFile
 from ..specs import ModelSpec
 from .export import export
-from .models import tree_sha256, tree_size
+from .models import NamedModel, tree_sha256, tree_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,7 +100,12 @@ class Shipping:
         from ..optimizers.pruning import save_compressed
 
         path, _ = save_compressed(
-            self.options.folder / stem, network, recipe, self.spec, force=True
+            self.options.folder / stem,
+            network,
+            recipe,
+            self.spec,
+            source=self.source if self.source.native is not None else None,
+            force=True,
         )
         return path
 
@@ -116,11 +121,12 @@ class Shipping:
         formats = [name for name in options.formats if name != OWN_FORMAT]
         precision: Any = "fp32" if stem == REFERENCE else options.precision
         made = export(
-            own,
+            own if self.source.native is None else self._live(own, recipe),
             formats or ["onnx"],
             options.exports if formats else options.folder,
             precision=precision,
             resolutions=options.resolutions,
+            bn_fusion=self.spec.bn_fusion,
             name=stem,
             seed=options.seed,
             force=True,
@@ -137,10 +143,23 @@ class Shipping:
         files.append(ShippedFile(own, OWN_FORMAT, tree_sha256(own), size))
         return Shipped(tuple(files), evaluation)
 
-    def package(self, stem: str) -> ShippedFile:
-        """Package a network that was saved."""
+    def _live(self, own: Path, recipe: Recipe) -> NamedModel:
+        """Return a network that was saved, as a model of the live module that it was made of."""
+        weights = own.with_suffix(".safetensors")
+        source = replace(self.source, label=own.name, weights=weights, recipe=recipe.to_dict())
+        return NamedModel(own.stem, source, {}, None, tree_sha256(weights))
+
+    def package(self, stem: str) -> ShippedFile | None:
+        """Package a network that was saved; None where no other process can build it."""
         from .package import package
 
+        if self.source.native is not None:
+            from .compress_live import why_not_rebuilt
+
+            reason = why_not_rebuilt(self.source, self._outputs)
+            if reason is not None:
+                self.progress(f"no package is made: {reason}")
+                return None
         made = package(
             self.options.folder / f"{stem}.json",
             self.options.folder / f"{stem}.ingot",
@@ -181,6 +200,19 @@ class Shipping:
     def remove_drafts(self) -> None:
         """Remove what was only written to be timed."""
         shutil.rmtree(self.options.folder / "drafts", ignore_errors=True)
+
+    def _outputs(self, network: Any) -> list[Any]:
+        """Return what a module returns for random inputs, as a list of tensors."""
+        import torch
+
+        from ..exporters.torch_programs import arguments, tensors
+        from ..optimizers.pruning.modules import copy_module, tensors_in
+
+        feeds = self._shapes().random(2, None, 0)
+        module = copy_module(network).cpu().eval()
+        args, kwargs = arguments(module, tensors(feeds, self.source.label))
+        with torch.no_grad():
+            return list(tensors_in(module(*args, **kwargs)))
 
     def _feeds(self) -> Mapping[str, Any]:
         return self._shapes().random(self.options.batch_size, None, 0)

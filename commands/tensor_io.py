@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
-import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -297,18 +294,10 @@ def write_atomically(path: Path, chunks: Sequence[bytes]) -> None:
     Raises:
         IngotError: it cannot be written; nothing is left behind.
     """
-    stem = os.fsencode(path.name)[:200].decode(errors="ignore")
-    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    from ..runtime.atomic import replacing
+
     try:
-        handle = os.open(temporary, flags, 0o666)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.writelines(chunks)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.writelines(chunks)
     except OSError as error:
         raise IngotError(f"{path}: cannot be written: {error.strerror or error}") from error

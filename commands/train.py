@@ -10,81 +10,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SpecError, UsageError
+from ..runtime.atomic import replacing
 from ..specs import ModelSpec, load_spec
+from .train_external import refuse_ignored, train_outside
+from .train_result import BEST, RESULT, WEIGHTS, TrainResult
 
 if TYPE_CHECKING:
-    from ..training.callbacks import TrainProgress
     from ..training.options import TrainerOptions
-    from ..training.problem import Problem
+    from ..training.progress import TrainProgress
     from ..training.runner import Runner
     from ..training.train import Trained
-
-WEIGHTS = "weights.safetensors"
-BEST = "best.safetensors"
-RESULT = "train.json"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run made.
-
-    Attributes:
-        name: the model's name.
-        run_dir: holds weights, checkpoints and the result.
-        weights: what ``model.weights`` may name; the best when training stopped early.
-        metrics: of these weights on ``eval_split``; empty when there is no such split.
-        eval_key: the metric that counts.
-        best: its best value, and the epoch after which it was measured.
-        epochs: epochs that were trained.
-        steps: batches that were trained.
-        stop_reason: why training stopped before its last epoch.
-        elapsed_seconds: over all parts of the run.
-        seed: of everything that was random.
-        device: where it ran.
-        history: loss and metrics of each evaluation.
-    """
-
-    name: str
-    run_dir: Path
-    weights: Path
-    metrics: Mapping[str, float]
-    eval_key: str | None
-    best: Mapping[str, Any]
-    epochs: int
-    steps: int
-    stop_reason: str | None
-    elapsed_seconds: float
-    seed: int
-    device: str
-    history: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; paths are absolute."""
-        from ..training.evaluation import json_numbers
-
-        return {
-            "name": self.name,
-            "run_dir": str(self.run_dir.absolute()),
-            "weights": str(self.weights.absolute()),
-            "metrics": json_numbers(self.metrics),
-            "eval_key": self.eval_key,
-            "best": dict(self.best),
-            "epochs": self.epochs,
-            "steps": self.steps,
-            "stop_reason": self.stop_reason,
-            "elapsed_seconds": self.elapsed_seconds,
-            "seed": self.seed,
-            "device": self.device,
-            "history": [
-                {**entry, "metrics": json_numbers(entry["metrics"])} for entry in self.history
-            ],
-        }
 
 
 def train(
@@ -123,8 +63,9 @@ def train(
         TrainingInterrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
     from ..training.distributed import Workers, joined, wait_for_all
+    from ..training.hardware import choose_device, set_threads
     from ..training.options import TrainerOptions
-    from ..training.problem import Problem, choose_device, set_threads
+    from ..training.problem import Problem
     from ..training.train import train_network
 
     if resume and fresh:
@@ -135,9 +76,13 @@ def train(
     options = TrainerOptions.from_spec(loaded, epochs=epochs, device=chosen, seed=seed)
     folder = run_folder(loaded, output, seed)
     workers = Workers.from_environment()
+    problem = Problem(loaded, chosen, seed)
+    if loaded.external_training_loop is not None:
+        if workers.count > 1:
+            raise UsageError("external_training_loop: trains in one process only")
+        refuse_ignored(problem, resume)
     if workers.is_first:
         prepare_folder(folder, resume, fresh)
-    problem = Problem(loaded, chosen, seed)
     with (
         _nothing_left_empty(folder),
         joined(workers, chosen),
@@ -146,9 +91,7 @@ def train(
         wait_for_all(workers)
         network = problem.build_network()
         if loaded.external_training_loop is not None:
-            if workers.count > 1:
-                raise UsageError("external_training_loop: trains in one process only")
-            return _train_outside(problem, network, options.epochs, folder)
+            return train_outside(problem, network, options, folder, resume=resume)
         trained = train_network(
             problem,
             network,
@@ -194,7 +137,7 @@ def _finish(
             _copy(folder / BEST, weights)
         else:
             trained.modeler.write_weights(weights)
-        _write_json(folder / RESULT, result.to_dict())
+        result.write()
     return result
 
 
@@ -230,7 +173,7 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool) -> None:
     Raises:
         UsageError: it holds an earlier run, and neither is given; or it cannot be made.
     """
-    from ..training.callbacks import checkpoints_in
+    from ..training.checkpoints import checkpoints_in
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: found a file; expected a folder")
@@ -283,72 +226,6 @@ def _stop_on_signals() -> Iterator[Callable[[Runner], None]]:
             signal.signal(caught, handler)
 
 
-def _train_outside(problem: Problem, network: Any, epochs: int, folder: Path) -> TrainResult:
-    """Let the user's own loop train."""
-    import inspect
-    import time
-
-    from ..errors import ModelError
-    from ..frameworks.entrypoints import user_code_error
-    from ..training.evaluation import run_evaluation
-    from ..training.torch_metrics import evaluating
-    from ..training.torch_modeler import TorchModeler
-
-    name = problem.spec.external_training_loop
-    assert name is not None
-    code = problem.components.code
-    loop = code.attribute(name, "external_training_loop")
-    if inspect.isclass(loop):
-        loop = problem.components.call(loop, {}, "external_training_loop", name)
-    split = problem.split(problem.spec.evaluation.eval_split, "evaluation.eval_split")
-
-    def validation(model: Any) -> Mapping[str, float]:
-        with evaluating(model):
-            return run_evaluation(problem.evaluation, model, split, problem.device).metrics
-
-    start = time.perf_counter()
-    try:
-        returned = loop.train(network, epochs, validation, False)
-    except Exception as error:
-        raise user_code_error(problem.label, f"{name!r}", error, code.folder) from error
-    if not hasattr(returned, "state_dict"):
-        raise ModelError(
-            f"{problem.label}: external_training_loop {name!r} returned a"
-            f" {type(returned).__name__}; expected the model"
-        )
-    modeler = TorchModeler(returned, problem.forward_pass, None, problem.evaluation, problem.device)
-    found = modeler.evaluate(split)
-    key = found.key(
-        problem.spec.evaluation.eval_key, getattr(problem.evaluation, "default_key", None)
-    )
-    weights = folder / WEIGHTS
-    modeler.write_weights(weights)
-    elapsed = time.perf_counter() - start
-    result = TrainResult(
-        problem.spec.name,
-        folder,
-        weights,
-        found.metrics,
-        key,
-        {"value": found.metrics[key], "epoch": epochs},
-        epochs,
-        0,
-        None,
-        elapsed,
-        problem.seed,
-        str(problem.device),
-    )
-    _write_json(folder / RESULT, result.to_dict())
-    return result
-
-
 def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps({"schema_version": 1, **document}, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

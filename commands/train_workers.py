@@ -13,24 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import IngotError
+from ..errors import IngotError, WorkerError
+from ..runtime.atomic import replacing
 
 ERRORS = "INGOT_WORKER_ERRORS"
 """Environment variable: the folder that workers write to why they failed."""
-
-
-class WorkerError(IngotError):
-    """A worker of a distributed run failed.
-
-    Args:
-        message: why.
-        hint: what to do about it.
-        exit_code: of the worker; 1 when it was killed.
-    """
-
-    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 1) -> None:
-        super().__init__(message, hint=hint)
-        self.exit_code = exit_code
 
 
 def run_workers(arguments: Sequence[str], nproc: int) -> None:
@@ -114,7 +101,6 @@ def tell_launcher(error: BaseException) -> int | None:
         "time": time.time(),
     }
     path = Path(folder) / f"{rank}.json"
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(document))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document))
     return int(document["exit_code"])

@@ -1,8 +1,8 @@
-"""``verify``: prove that a package is whole and still computes what it did when it was made."""
+"""``verify``: prove that a package is whole, computes what it did, and keeps its promise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,13 @@ from ..errors import (
     ModelError,
     PackageError,
     UntrustedCodeError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
     from ..runtime.package import Package
+    from ..specs import ModelSpec
+    from .verify_delta import DeltaMeasured, Promise
 
 PASS, FAIL, SKIP = "pass", "fail", "skip"
 
@@ -27,7 +30,7 @@ class Check:
     """One named check.
 
     Attributes:
-        name: ``archive``, ``config``, ``layout``, ``hashes`` or ``golden``.
+        name: ``archive``, ``config``, ``layout``, ``hashes``, ``golden`` or ``delta``.
         status: ``pass``, ``fail`` or ``skip``.
         message: what was found, in one line.
         exit_code: what the command exits with because of this check; 0 when it does not matter.
@@ -43,10 +46,17 @@ class Check:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The checks of one package, in the order in which they ran."""
+    """The checks of one package, in the order in which they ran.
+
+    Attributes:
+        path: of the package.
+        checks: each of them.
+        delta: what was measured for the check ``delta``; None when that was not asked for, or not run.
+    """
 
     path: Path
     checks: tuple[Check, ...]
+    delta: DeltaMeasured | None = None
 
     @property
     def exit_code(self) -> int:
@@ -55,11 +65,14 @@ class VerifyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; the path is absolute."""
-        return {
+        document = {
             "path": str(self.path.absolute()),
             "passed": self.exit_code == 0,
             "checks": [asdict(check) for check in self.checks],
         }
+        if any(check.name == "delta" for check in self.checks):
+            document["delta"] = None if self.delta is None else self.delta.to_dict()
+        return document
 
 
 def verify(
@@ -68,33 +81,75 @@ def verify(
     golden: bool = True,
     trust_code: bool = False,
     ignore_lock: bool = False,
+    spec: str | Path | ModelSpec | None = None,
+    delta: float | None = None,
+    eval_split: str | None = None,
+    reference: str | Path | None = None,
+    overrides: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyResult:
     """Check a package: its archive, configuration, layout, hashes and golden data.
 
+    With a spec, its metric is measured again, beside that of the spec's model, on the spec's data.
+
     Args:
-        package: a package.
+        package: a package; with ``spec`` also a model file of any format that Ingot runs, or
+            another spec: then the metric is all that is checked.
         golden: run the golden data, in a fresh process.
         trust_code: the package may run code that it carries.
-        ignore_lock: run golden data even if locked requirements differ from what is installed.
+        ignore_lock: run even if locked requirements differ from what is installed.
+        spec: names data, evaluation and the model that was given.
+        delta: by how much the metric may drop; ``optimization.delta`` of the spec by default.
+        eval_split: ``evaluation.eval_split`` of the spec by default.
+        reference: a file that is measured in place of the spec's own network.
+        overrides: ``key.path=value`` changes of the spec.
         progress: called with the bytes hashed so far, and all bytes.
 
     Returns:
         every check; a failed check is a result, no exception.
 
     Raises:
-        ModelError: the path is no package.
+        UsageError: an option is impossible, or belongs to a spec that is not given.
+        SpecError: the spec is invalid, or lacks data or evaluation.
+        ModelError: the path is no package (with a spec: no model); a model cannot be measured.
+        InputError: the data does not fit a model.
         PackageError: the archive or its metadata is malformed or unsafe, so that nothing else can
             be checked.
     """
     from ..runtime.detect import detect, expand
-    from ..runtime.package import Package
+    from .verify_delta import settle_promise
 
+    promise = None
+    if spec is not None:
+        promise = settle_promise(spec, delta, eval_split, reference, overrides)
+    elif delta is not None or eval_split is not None or reference is not None or overrides:
+        raise UsageError(
+            "found options of a measurement without a spec; expected --delta --spec SPEC"
+        )
     path = expand(package)
     kind = detect(path)
-    if kind != "package":
+    checks: list[Check] = []
+    if kind == "package":
+        checks = _package_checks(path, golden, trust_code, ignore_lock, progress)
+    elif promise is None:
         found = "spec file" if kind == "spec" else f"bare {kind} model"
         raise ModelError(f"{path}: found a {found}; expected a package")
+    measured = None
+    if promise is not None:
+        check, measured = _delta(path, promise, checks, trust_code, ignore_lock)
+        checks.append(check)
+    return VerifyResult(path, tuple(checks), measured)
+
+
+def _package_checks(
+    path: Path,
+    golden: bool,
+    trust_code: bool,
+    ignore_lock: bool,
+    progress: Callable[[int, int], None] | None,
+) -> list[Check]:
+    from ..runtime.package import Package
+
     with Package(path, check_hashes=False) as opened:
         reader = opened.reader
         container = "directory" if reader.is_directory else "zip"
@@ -110,7 +165,7 @@ def verify(
         ]
         failed = any(check.status == FAIL for check in checks)
         checks.append(_golden(opened, golden, failed, trust_code, ignore_lock))
-    return VerifyResult(path, tuple(checks))
+    return checks
 
 
 def _layout(package: Package) -> Check:
@@ -175,3 +230,22 @@ def _golden(
         return _failed("golden", [difference.message for difference in differences], "outputs")
     names = ", ".join(sorted(golden.outputs or {})) or "no outputs"
     return Check("golden", PASS, f"{names} within rtol {golden.rtol:g}, atol {golden.atol:g}")
+
+
+def _delta(
+    path: Path, promise: Promise, before: Sequence[Check], trust_code: bool, ignore_lock: bool
+) -> tuple[Check, DeltaMeasured | None]:
+    from .verify_delta import measure_delta
+
+    if any(check.status == FAIL for check in before):
+        return Check("delta", SKIP, "not run, because another check failed"), None
+    try:
+        found = measure_delta(path, promise, trust_code, ignore_lock)
+    except (UntrustedCodeError, MissingDependencyError) as error:
+        if not before:  # a bare file: nothing else was checked
+            raise
+        hint = f"; {error.hint}" if error.hint else ""
+        return Check("delta", SKIP, error.message + hint, error.exit_code), None
+    if found.is_kept:
+        return Check("delta", PASS, found.describe()), found
+    return Check("delta", FAIL, found.describe(), CheckError.exit_code), found

@@ -1,7 +1,7 @@
-"""Neutrino's interfaces under their own names.
+"""Neutrino's engine and interfaces under their own names.
 
 ``from deeplite.torch_profiler.torch_data_loader import TorchForwardPass`` becomes
-``from ingot.compat.neutrino import TorchForwardPass``, and so on.
+``from ingot.compat.neutrino import TorchForwardPass``, and so on; ``docs/neutrino.md`` says the rest.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..training.torch_forward_pass import TorchForwardPass
 from ..training.torch_losses import TorchLossFunction
 from ..training.torch_metrics import TorchEvaluationFunction
 from ..zoo import get_model_by_name as _zoo_model
+from .neutrino_engine import Neutrino
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ __all__ = [
     "LossFunction",
     "NativeOptimizerFactory",
     "NativeSchedulerFactory",
+    "Neutrino",
     "TorchEvaluationFunction",
     "TorchForwardPass",
     "TorchFramework",

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..frameworks.base import first_line
+from ..runtime.atomic import replacing
 from . import torch_programs
 from .base import Draft, Job, Variant, converting
 
@@ -47,12 +48,14 @@ def _drop_debug_records(path: Path) -> None:
 
     The code in the file is still quoted when it fails.
     """
-    kept = path.with_name(f"{path.name}.kept")
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(kept, "w") as target:
+    with (
+        replacing(path) as kept,
+        zipfile.ZipFile(path) as archive,
+        zipfile.ZipFile(kept, "w") as target,
+    ):
         for name in archive.namelist():
             if not name.endswith(".debug_pkl"):
                 target.writestr(zipfile.ZipInfo(name), archive.read(name))
-    kept.replace(path)
 
 
 def _trace(job: Job, module: Any, variant: Variant, scripting: Exception) -> Any:

@@ -55,7 +55,7 @@ def export(job: Job, variants: Sequence[Variant]) -> list[Draft]:
         document[name] = [spec.to_dict() for spec in specs or ()]
     path = job.folder / f"{job.stem}.json"
     path.write_text(_text(document, job), encoding="utf-8")
-    runner = replace(runner, weights=weights, weights_sha256=digest)
+    runner = replace(runner, weights=weights, weights_sha256=digest, native=None)
     return [Draft(path, variants[0], runner, companions=(weights,))]
 
 
@@ -64,7 +64,7 @@ def _torch(job: Job, weights: Path) -> tuple[dict[str, Any], ModelSource]:
     from safetensors.torch import save_file
 
     source, module = job.source, job.model.native
-    if source.data_root is not None or source.code_root is None:
+    if source.native is None and (source.data_root is not None or source.code_root is None):
         raise UsageError(
             f"{source.label}: its code lies in a package; this format names code in a folder",
             hint=f"unpack it first: ingot init {source.label}",
@@ -88,14 +88,16 @@ def _torch(job: Job, weights: Path) -> tuple[dict[str, Any], ModelSource]:
         section["recipe"] = dict(source.recipe)
     given = (job.spec or {}).get("model", {}).get("code_path_spec")
     # By default, a package takes what the entry point imports, not all that lies beside it.
-    roots = given or [{"python_root": source.code_root, "dirs_to_package": []}]
-    section["code_path_spec"] = [
-        {
-            "python_root": _relative(root["python_root"], job),
-            "dirs_to_package": list(root.get("dirs_to_package", [""])),
-        }
-        for root in roots
-    ]
+    default = [{"python_root": source.code_root, "dirs_to_package": []}]
+    roots = given or (default if source.code_root is not None else [])
+    if roots:  # the class of a live module may lie in no file
+        section["code_path_spec"] = [
+            {
+                "python_root": _relative(root["python_root"], job),
+                "dirs_to_package": list(root.get("dirs_to_package", [""])),
+            }
+            for root in roots
+        ]
     if source.data_files:
         section["data_paths"] = [
             {"path": _relative(path, job), "packaged_name": name}

@@ -42,6 +42,8 @@ class ModelSource:
         node_name_mapping: name in the spec to name in the graph (tensorflow) or model (keras).
         init_op_names: graph operations to run once after loading (tensorflow).
         custom_ops: shared libraries to load before the model.
+        native: a live module in place of an entry point (torch); it stays as it is. Such a source
+            cannot be handed to another process.
     """
 
     framework: str
@@ -62,6 +64,7 @@ class ModelSource:
     node_name_mapping: Mapping[str, str] | None = None
     init_op_names: tuple[str, ...] = ()
     custom_ops: tuple[Path, ...] = ()
+    native: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
     load_custom_ops(source.custom_ops, source.label)
     check_weights(source)
     code = code_folder(source)
-    module = call_entrypoint(source, code)
+    module = call_entrypoint(source, code) if source.native is None else _live(source)
     if not isinstance(module, torch.nn.Module):
         if not callable(module):
             raise ModelError(
@@ -45,6 +46,14 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
         load_weights(module, source.weights, source.label)
     device = torch_device(options.device)
     return _TorchModel(source, device, module.to(device).eval(), code)
+
+
+def _live(source: ModelSource) -> Any:
+    """Return a copy of a live module, pruned as the recipe says."""
+    from .torch_recipe import apply_recipe
+
+    module = copy.deepcopy(source.native)
+    return module if source.recipe is None else apply_recipe(module, source.recipe, source.label)
 
 
 def load_weights(module: torch.nn.Module, path: Path, label: str) -> None:

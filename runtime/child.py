@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from .. import errors
-from ..errors import IngotError, ModelError
+from ..errors import IngotError, ModelError, UsageError
 from ..frameworks import LoadOptions, ModelSource
 from ..frameworks.signatures import Signature, read_signature
 from ..specs import TensorSpec, parse_tensor_specs
@@ -201,6 +201,11 @@ def _how_it_ended(process: subprocess.CompletedProcess[bytes]) -> str:
 
 def pack_source(source: ModelSource) -> dict[str, Any]:
     """Return a source as JSON values."""
+    if source.native is not None:
+        raise UsageError(
+            f"{source.label}: a live module cannot be handed to another process",
+            hint="write a spec that names its code: ingot init",
+        )
     packed: dict[str, Any] = {}
     for field in fields(source):
         value = getattr(source, field.name)

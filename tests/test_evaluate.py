@@ -252,8 +252,9 @@ def test_classification_counts_exactly():
         top5 = (scores.topk(5).indices == labels[:, None]).any(1).sum().item()
         assert found.metrics == {"accuracy": 100 * hits.sum() / 20000, "top5": 100 * top5 / 20000}
         assert (found.per_sample["accuracy"] == hits).all()
-    with pytest.raises(ingot.InputError, match=r"labels 7\.\.7 for 7 classes; expected 0\.\.6"):
-        measure(torch.nn.Identity(), {"test": [(scores[:2], torch.tensor([7, 7]))]})
+    wrong = [(scores[:2], labels[:2]), (scores[:2], torch.tensor([1, 7]))]
+    with pytest.raises(ingot.InputError, match=r"sample 3: found the label 7; expected 0\.\.6"):
+        measure(torch.nn.Identity(), {"test": wrong})
 
 
 def test_one_score_is_no_classification():
@@ -296,6 +297,44 @@ def test_a_segmentation_network_trains_by_its_task(tmp_path):
 
     assert result.eval_key == "miou"
     assert result.metrics["miou"] > 0.9
+
+
+def test_random_weights_are_said_or_refused(ingot_cli, trained, tmp_path):
+    _, spec, _ = trained
+    random = write_spec(tmp_path)
+    own = tmp_path / "own"
+    own.mkdir()
+    code = "\n\ndef made():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10, False))\n"
+    code += "\n\ndef loaded():\n    m = made()\n    nn.init.ones_(m[1].weight)\n    return m\n"
+    loaded = write_spec(own, code, model={"framework": "torch", "entrypoint": "net:loaded"})
+
+    for command in ("evaluate", "profile"):
+        extra = () if command == "evaluate" else ("--runs", 1)
+        warned = ingot_cli(command, random, *extra)
+        refused = ingot_cli(command, random, "--strict", *extra)
+        assert warned.returncode == 0
+        assert "the key 'model.weights' is missing: the weights are random" in warned.stderr
+        assert refused.returncode == 2
+        assert "the weights are random; expected trained ones (--strict)" in refused.stderr
+        assert "profiling" not in refused.stderr
+    assert ingot.evaluate(spec, strict=True, device="CPU").entries
+    assert ingot.evaluate(loaded, strict=True, device="CPU").entries
+    assert ingot.profile(random, strict=True, metrics=False, runs=1).model.metrics == {}
+
+
+def test_options_that_do_not_fit_are_refused_before_the_work(trained, tmp_path):
+    folder, spec, _ = trained
+    wrong = [
+        ({"per_sample": tmp_path / "nodir" / "x.npz"}, "its folder does not exist"),
+        ({"per_sample": tmp_path}, "found a folder; expected a file"),
+        ({"split": "test", "data": folder / "test.npz"}, "found both --split and --data"),
+        ({"batch_size": 4}, "--batch-size 4: is of --data; found no --data"),
+        ({"batch_size": 0, "data": folder / "test.npz"}, "batch_size: found 0"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(ingot.UsageError, match=message):
+            ingot.evaluate(spec, overrides=["model.entrypoint=net:nothing"], **options)
+    assert ingot.evaluate(spec, data=folder / "test.npz", batch_size=7).entries[0].samples == 360
 
 
 @pytest.mark.slow

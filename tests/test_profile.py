@@ -435,6 +435,8 @@ def test_options_are_checked(tmp_path: Path) -> None:
         ({"overrides": ["name=x"]}, "--set changes a spec"),
         ({"csv": tmp_path / "none" / "layers.csv"}, "its folder does not exist"),
     ]
+    if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
+        wrong.append(({"device": "GPU", "strict": True, "runs": 1}, "onnx sees no GPU here"))
     for options, message in wrong:
         with pytest.raises(UsageError, match=message):
             ingot.profile(model, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -131,6 +132,62 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 
     with pytest.raises(ingot.InputError, match=r"row 8: .*7\.png: cannot be decoded"):
         list(loader)
+
+
+def break_member(path: Path, name: str, offset: int, new: bytes) -> None:
+    """Change the local and the central header of a zip's member, or its content."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as opened:
+        start = opened.getinfo(name).header_offset
+    if offset < 0:
+        place = start + 30 + len(name)
+        data[place : place + len(new)] = new
+    else:
+        central = data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode()))
+        for place in (start + offset, central + offset + 2):
+            data[place : place + len(new)] = new
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("offset", "new", "message"),
+    [
+        (6, b"\x01\x00", "RuntimeError: .*encrypted"),
+        (8, b"\x63\x00", "NotImplementedError: .*compression"),
+        (-1, b"\xff", "error: Error -3 while decompressing"),
+    ],
+)
+@pytest.mark.parametrize("member", ["pictures/7.png", "pictures/list.csv"])
+def test_a_member_that_cannot_be_read_is_named(tmp_path, member, offset, new, message):
+    archive = tmp_path / "pictures.zip"
+    write_images(tmp_path / "pictures", archive=tmp_path / "stored.zip")
+    with zipfile.ZipFile(tmp_path / "stored.zip") as old, zipfile.ZipFile(archive, "w") as packed:
+        for name in old.namelist():
+            packed.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    break_member(archive, member, offset, new)
+    data = images(files={"train": "pictures/list.csv"}, archive=str(archive), image_size=[6, 6])
+
+    with pytest.raises(ingot.InputError) as caught:
+        list(splits(tmp_path, data=data)["train"])
+
+    where = "" if member.endswith("csv") else rf"{archive}/pictures/list\.csv: row 8: "
+    expected = f"{where}{archive}: {member}: cannot be read: .*{message}.*"
+    assert re.fullmatch(expected, caught.value.message)
+
+
+def test_a_csv_and_images_that_cannot_be_decoded_are_named(tmp_path, monkeypatch):
+    write_images(tmp_path / "pictures")
+    data = images(files={"train": "pictures/list.csv"})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+
+    with pytest.raises(ingot.InputError, match=r"row \d+: .*png: cannot be decoded: Decompression"):
+        list(splits(tmp_path, data=data)["train"])
+    (tmp_path / "pictures" / "list.csv").write_bytes(b"0.png,0\n\xfc.png,1\n")
+    with pytest.raises(ingot.InputError, match=r"csv: row 2: found the byte 0xfc; expected UTF-8"):
+        splits(tmp_path, data=data)
+    (tmp_path / "pictures" / "list.csv").write_text("0.png,0\n" + "x" * 200_000 + ",1\n")
+    with pytest.raises(ingot.InputError, match=r"list\.csv: row 2: cannot be read: field larger"):
+        splits(tmp_path, data=data)
 
 
 @pytest.mark.parametrize(("name", "records"), [("cifar10", 1), ("cifar100", 2)])

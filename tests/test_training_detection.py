@@ -9,10 +9,10 @@ pytest.importorskip("pycocotools")
 
 import ingot  # noqa: E402
 from ingot.training import fit, measure  # noqa: E402
+from ingot.training.coco import coco_evaluation, coco_metrics  # noqa: E402
 from ingot.training.torch_ssd import (  # noqa: E402
     DetectionEvaluation,
     SsdMultibox,
-    coco_metrics,
     match_anchors,
 )
 from ingot.zoo import get_model_by_name  # noqa: E402
@@ -34,6 +34,30 @@ def test_coco_metrics_of_boxes():
     assert near["map50"] == near["map75"] == pytest.approx(1)
     assert near["map"] == pytest.approx(0.6)  # one of ten overlaps a step
     assert other["map"] == nothing["map"] == 0
+
+
+def test_each_image_has_an_average_precision_of_its_own():
+    torch.manual_seed(0)
+    found, wanted = [], []
+    for count in (0, 1, 3, 5, 2):
+        corner, size = torch.rand(count, 2) * 0.5, 0.1 + torch.rand(count, 2) * 0.3
+        boxes, labels = torch.cat([corner, corner + size], 1), torch.randint(1, 3, (count,))
+        moved = torch.cat([boxes + 0.02 * torch.randn(count, 4), torch.rand(2, 4).sort(1)[0]])
+        found.append((moved, torch.rand(count + 2), torch.cat([labels, torch.tensor([1, 2])])))
+        wanted.append((boxes, labels))
+    nothing = (BOX[:0], torch.zeros(0), torch.zeros(0, dtype=torch.long))
+
+    metrics, image_ap = coco_evaluation([*found, nothing], [*wanted, nothing[::2]], *SIZE)
+
+    assert image_ap.shape == (6,)
+    assert 0 < metrics["map"] < 1
+    alone = [coco_metrics([one], [true], *SIZE) for one, true in zip(found, wanted, strict=True)]
+    assert image_ap[1:5] == pytest.approx([entry["map"] for entry in alone[1:]])
+    assert image_ap[0] == pytest.approx(1 - float(found[0][1].max()))
+    assert image_ap[5] == 1
+    # Without any prediction, or any true box, in the whole set.
+    assert coco_evaluation([nothing] * 2, [wanted[1], nothing[::2]], *SIZE)[1].tolist() == [0, 1]
+    assert coco_evaluation([found[0]], [wanted[0]], *SIZE)[1] == image_ap[:1]
 
 
 def test_the_loss_matches_anchors_as_decode_reads_them():
@@ -83,4 +107,6 @@ def test_the_zoos_detector_learns_one_image():
         found = model(image)
     metrics = coco_metrics(evaluation.decoded(*found), [(BOX, torch.tensor([1]))] * 2, *SIZE)
     assert metrics["map50"] > 0.5
-    assert measure(model, data, evaluation=evaluation).metrics.keys() == metrics.keys()
+    measured = measure(model, data, evaluation=evaluation)
+    assert measured.metrics.keys() == metrics.keys()
+    assert measured.per_sample["image_ap"].shape == (2,)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +86,63 @@ loss.steps = 0
     assert all(value.isfinite().all() for value in load_file(kept).values())
 
 
+SPOILT = """
+
+from ingot import Callback
+from torch.nn import functional
+
+
+class Spoil(Callback):
+    \"\"\"In the last step a gradient becomes NaN, or the average of a weight infinite.\"\"\"
+
+    def __init__(self, what):
+        self.what = what
+
+    def before_step(self, runner):
+        weight = runner.modeler.network[6].weight
+        if runner.state.step == 23 and self.what == "gradient":
+            weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    def after_step(self, runner):
+        if runner.state.step == 24 and self.what == "average":
+            runner.modeler.average["6.weight"][0, 0] = float("inf")
+
+
+class Masked(nn.Sequential):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("mask", torch.full((2,), float("-inf")))
+
+
+def masked():
+    return Masked(*build())
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [("gradient", "the weight '6.weight'"), ("average", "the average of '6.weight'")],
+)
+def test_weights_that_are_not_finite_are_never_delivered(tmp_path, what, found):
+    spec = write_spec(
+        tmp_path,
+        "\n\nimport torch\n" + SPOILT,
+        model={"framework": "torch", "entrypoint": "net:masked"},
+        full_trainer={"ema": True, "epochs": 2, "optimizer": {"name": "SGD", "lr": 0.1}},
+        training={"callbacks": [{"name": "net:Spoil", "what": what}]},
+    )
+
+    with pytest.raises(ingot.IngotError) as caught:
+        ingot.train(spec, tmp_path / "run")
+
+    assert caught.value.exit_code == 1
+    assert caught.value.message.startswith(f"step 24 (epoch 2): {found} is not finite")
+    (kept,) = (tmp_path / "run").glob("checkpoint-*")
+    assert kept.name == "checkpoint-000000012.safetensors"
+    assert str(kept) in caught.value.hint
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
 def test_a_gpu_that_is_not_there(ingot_cli, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -99,7 +160,7 @@ def test_a_gpu_that_is_not_there(ingot_cli, tmp_path):
 def test_early_stopping_ends_with_the_best_weights(tmp_path):
     code = """
 
-values = iter([10, 50, 40, 30, 20, 10])
+values = iter([0, 10, 50, 40, 30, 20, 10])  # the first is a trial, before the training
 
 
 def evaluate(model, loader):
@@ -168,7 +229,7 @@ class Loop:
         nn.init.zeros_(model[6].weight)
         return model
 """
-    spec = write_spec(tmp_path, code, external_training_loop="net:Loop")
+    spec = write_spec(tmp_path, code, external_training_loop="net:Loop", full_trainer=None)
 
     result = ingot.train(spec, tmp_path / "run", epochs=3)
 
@@ -243,6 +304,8 @@ class Count(Callback):
         self.count += 1
 
     def after_run(self, runner):
+        names = [type(callback).__name__ for callback in runner.callbacks]
+        assert names.count("LossCallback") == names.count("SpeedCallback") == 1
         with open(self.path, "w") as file:
             file.write(str(self.count))
 """
@@ -264,3 +327,99 @@ class Count(Callback):
         "eval/accuracy",
     }
     assert [event.step for event in events.Scalars("train/loss")] == [4, 8, 12]
+
+
+DATA = """
+
+import random
+
+import numpy as np
+import torch
+from ingot.zoo.digits import load_digits
+
+SEEN = {}
+
+
+def splits():
+    images, labels = load_digits("train")
+    order = np.random.permutation(len(images))
+    picked = random.sample(list(order), 400)
+    held_out = picked[:100]
+    noise = torch.rand(400)
+    SEEN.setdefault("held out", []).append([int(item) for item in held_out])
+    SEEN.setdefault("noise", []).append(noise.tolist())
+    pairs = [
+        (torch.from_numpy(images[part]), torch.from_numpy(labels[part]))
+        for part in (picked[100:], held_out)
+    ]
+    return {"train": [pairs[0]], "test": [pairs[1]]}
+
+
+def note(model, loader):
+    import json
+    import os
+
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(json.dumps([SEEN, [x.sum().item() for x, _ in loader]]) + "\\n")
+    return {"noted": 1.0}
+"""
+
+
+def test_what_is_held_out_at_random_is_the_same_in_every_command(tmp_path, monkeypatch):
+    notes = tmp_path / "notes"
+    monkeypatch.setenv("NOTES", str(notes))
+    evaluation = {"function": "net:note", "eval_key": "noted"}
+    spec = write_spec(tmp_path, DATA, data="net:splits", evaluation=evaluation)
+
+    runs = [ingot.train(spec, tmp_path / name, epochs=1, seed=1) for name in ("a", "b")]
+    ingot.train(spec, tmp_path / "c", epochs=1, seed=2)
+    ingot.evaluate(spec, overrides=[f"model.weights={runs[0].weights}"])
+
+    assert len(set(notes.read_text().splitlines())) == 1
+    assert same_weights(runs[0].weights, runs[1].weights)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal of POSIX")
+def test_a_terminal_shows_how_far_the_run_is(tmp_path, empty_home):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    code = """
+
+import time
+
+from torch.nn import functional
+
+
+def slow(model, batch):
+    time.sleep(0.04)
+    return functional.cross_entropy(model(batch[0]), batch[1])
+"""
+    spec = write_spec(tmp_path, code, loss="net:slow", training={"log_frequency": 2})
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    command = [sys.executable, "-m", "ingot.cli", "train", str(spec), "-o", str(tmp_path / "run")]
+    environment = {**os.environ, "HOME": str(empty_home), "TERM": "xterm-256color"}
+    shown = b""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path, env=environment
+    ) as process:
+        os.close(theirs)
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+        assert process.wait(60) == 0, shown[-2000:]
+    os.close(ours)
+
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    bars = [line for line in re.split(r"[\r\n]+", text) if line.startswith("epoch ")]
+    wanted = r"epoch 2/2 .*loss \d\.\d+  [\d,]+ images/s  accuracy \d+\.\d+ +\d+s left"
+    assert any(re.search(wanted, line) for line in bars), bars[-5:]
+    assert any(re.search(r"epoch 1/2 .*loss .* images/s +\d+s left", line) for line in bars)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
-from training_specs import write_spec
+from training_specs import same_weights, write_spec
 
 import ingot
 
 torch = pytest.importorskip("torch")
+load_file = pytest.importorskip("safetensors.torch").load_file
 
 from ingot.specs import load_spec  # noqa: E402
 from ingot.training import fit  # noqa: E402
@@ -273,3 +275,175 @@ def test_an_iterator_is_exhausted_after_one_epoch():
             {"epochs": 2},
             loss=lambda m, b: mse(m(b[0]), b[1]),
         )
+
+
+LOOP = """
+
+
+class Loop:
+    def train(self, model, epochs, validation, finetuning):
+        return model
+
+
+class Taking:
+    def train(self, model, epochs, validation, finetuning, *, data, optimizer, loss, resume,
+              folder, seed):
+        assert optimizer.param_groups[0]["weight_decay"] == 0.1
+        assert folder.is_dir() and seed == 3
+        if resume:
+            nn.init.zeros_(model[6].weight)
+            return model
+        for _ in range(epochs):
+            for batch in data["train"]:
+                optimizer.zero_grad()
+                loss(model, batch).backward()
+                optimizer.step()
+        return model
+"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"full_trainer.optimizer": "SGD"},
+        {"full_trainer.ema": True},
+        {"full_trainer.early_stopping_patience": 2},
+        {"full_trainer.scheduler": "cosine", "training.precision": "bf16"},
+        {"training.callbacks": ["train_summary"], "training.weight_decay": 0.1},
+        {"training.augmenter": "cifar", "training.trainable": ["6."]},
+    ],
+)
+def test_what_an_external_loop_cannot_honour_is_named(tmp_path, changes):
+    spec = write_spec(tmp_path, LOOP, external_training_loop="net:Loop", full_trainer=None)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+    with pytest.raises(ingot.SpecError) as caught:
+        ingot.train(spec, tmp_path / "run", overrides=overrides)
+
+    assert f"found {', '.join(changes)}, which it does not get" in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_an_external_loop_can_honour_it_gets(tmp_path):
+    plain = write_spec(tmp_path, LOOP, external_training_loop="net:Loop", full_trainer=None)
+    trainer = {"optimizer": {"name": "SGD", "lr": 0.1}, "epochs": 2}
+    first = ingot.train(plain, tmp_path / "first", seed=3)
+    with pytest.raises(ingot.UsageError, match=r"--resume: .* no parameter 'resume'"):
+        ingot.train(plain, tmp_path / "first", resume=True)
+    same = ingot.train(
+        plain, tmp_path / "same", seed=4, overrides=[f"training.pretrained={first.weights}"]
+    )
+    changes = {"training": {"weight_decay": 0.1, "pretrained": str(first.weights)}}
+    changes |= {"external_training_loop": "net:Taking", "full_trainer": trainer}
+    spec = write_spec(tmp_path, LOOP, **changes)
+
+    tuned = ingot.train(spec, tmp_path / "run", seed=3)
+    gone_on = ingot.train(spec, tmp_path / "run", seed=3, resume=True)
+
+    assert same_weights(first.weights, same.weights)
+    assert tuned.metrics["accuracy"] > 60
+    assert not load_file(gone_on.weights)["6.weight"].any()
+    with pytest.raises(ingot.SpecError, match="'net:build': found a function without train"):
+        ingot.train(plain, tmp_path / "no", overrides=["external_training_loop=net:build"])
+
+
+SCORES = """
+
+values = iter([0, 10, 50, 40, 30, 20, 10])
+
+
+def evaluate(model, loader):
+    return {"score": next(values)}
+"""
+"""An evaluation whose first value is that of the trial before the first epoch."""
+
+
+def test_callbacks_that_are_options_do_the_same(tmp_path):
+    callbacks = [{"name": "early_stopping", "patience": 2}, {"name": "ema", "decay_rate": 0.9}]
+    options = {"early_stopping_patience": 2, "ema": {"decay_rate": 0.9}}
+    evaluation = {"function": "net:evaluate", "eval_key": "score"}
+    found = []
+    for name, training, more in (("a", {"callbacks": callbacks}, {}), ("b", None, options)):
+        trainer = {"optimizer": "SGD", "epochs": 6, **more}
+        changes = {"training": training, "full_trainer": trainer, "evaluation": evaluation}
+        spec = write_spec(tmp_path, SCORES, **changes)
+        found.append(ingot.train(spec, tmp_path / name))
+
+    assert [result.stop_reason for result in found] == [
+        "no improvement of score in 2 evaluations"
+    ] * 2
+    assert [result.epochs for result in found] == [4, 4]
+    assert [result.metrics for result in found] == [{"score": 50}] * 2
+    assert same_weights(found[0].weights, found[1].weights)
+    assert same_weights(found[0].weights, tmp_path / "a" / "best.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ({"name": "early_stopping", "patiense": 3}, "'patiense'; it takes patience"),
+        ({"name": "early_stopping", "patience": 0}, "found 0; expected an integer, 1 or more"),
+        ({"name": "early_stopping", "patience": 3}, "found 3 beside 2, which is set already"),
+        ({"name": "ema", "decay_rate": 2}, "found 2; expected a number, 0..1"),
+    ],
+)
+def test_callbacks_that_are_options_are_checked(tmp_path, callback, message):
+    trainer = {"epochs": 1, "early_stopping_patience": 2}
+    spec = write_spec(tmp_path, full_trainer=trainer, training={"callbacks": [callback]})
+
+    with pytest.raises(ingot.SpecError) as caught:
+        ingot.train(spec, tmp_path / "run")
+
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("returned", "key", "message", "tries"),
+    [
+        ("{'acc': 1.0, 'loss': 2}", "accuracy", "does not return; it returns acc, loss", 2),
+        ("0.5", "acc", "returned a float; expected a dict of metrics", 1),
+        ("{'acc': 1 / 0}", "acc", "the evaluation raised ZeroDivisionError", 2),
+    ],
+)
+def test_an_evaluation_is_tried_before_the_first_epoch(tmp_path, returned, key, message, tries):
+    code = f"""
+
+seen = []
+
+
+def loss(model, batch):
+    raise AssertionError("an epoch was begun")
+
+
+def evaluate(model, loader):
+    from pathlib import Path
+
+    batches = sum(1 for _ in loader)
+    with (Path(__file__).parent / "tries").open("a") as file:
+        file.write(f"{{batches}} ")
+    return {returned}
+"""
+    evaluation = {"function": "net:evaluate", "eval_key": key}
+    data = {"splits": "digits", "kwargs": {"batch_size": 64}}
+    spec = write_spec(tmp_path, code, evaluation=evaluation, loss="net:loss", data=data)
+
+    with pytest.raises(ingot.ModelError) as caught:
+        ingot.train(spec, tmp_path / "run")
+
+    assert message in caught.value.message
+    assert (tmp_path / "tries").read_text().split() == ["2", "6"][:tries]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_that_needs_the_whole_split_is_not_refused(tmp_path):
+    code = """
+
+def evaluate(model, loader):
+    seen = {int(label) for _, labels in loader for label in labels}
+    return {f"class{label}": 1.0 for label in seen} | ({} if len(seen) == 10 else {"few": 1})
+"""
+    evaluation = {"function": "net:evaluate", "eval_key": "class9"}
+    data = {"splits": "digits", "kwargs": {"batch_size": 2}}
+    spec = write_spec(tmp_path, code, evaluation=evaluation, data=data)
+
+    assert ingot.train(spec, tmp_path / "run", epochs=1).eval_key == "class9"

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import IngotError, InputError
+from ..errors import IngotError, InputError, ModelError
+from ..frameworks.base import import_framework
 from ..frameworks.entrypoints import user_code_error
 from ..specs import ModelSpec
 from .data import ArrayInputter, npz_arrays
 from .device import Device
 from .evaluation import Evaluation, run_evaluation
+from .hardware import has_torch
+from .modeler import Modeler
+from .options import TrainerOptions
 from .problem import Problem
+from .reading import SplitError, SplitReader
 from .runner import batch_size_of
 
 LABEL = "label"
 
 
-@dataclass
-class Counted:
+_FIRST_BATCHES = 2
+"""How many batches the evaluation is tried on before the first epoch."""
+
+
+class Counted(SplitReader):
     """The batches of a split, and how many samples went by in the last pass."""
 
-    loader: Iterable[Any]
-    samples: int = field(default=0, init=False)
+    samples = 0
 
     def __iter__(self) -> Iterator[Any]:
         self.samples = 0
-        for batch in self.loader:
+        for batch in super().__iter__():
             self.samples += batch_size_of(batch)
             yield batch
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "loader":
-            raise AttributeError(name)
-        return getattr(self.loader, name)  # a function may ask for loader.dataset
 
 
 @contextmanager
@@ -50,13 +49,75 @@ def user_code(problem: Problem, what: str) -> Iterator[None]:
 
     Raises:
         ModelError: something was raised that is no error of Ingot.
+        OSError: of Ingot's own files: a full disk, a folder that may not be written to.
     """
+    folder = problem.components.code.folder
     try:
         yield
-    except (IngotError, OSError):
+    except SplitError as error:
+        split = f"{_data_of(problem)}the split {error.split!r}"
+        raise user_code_error(problem.label, split, error.cause, folder) from error.cause
+    except IngotError:
         raise
+    except OSError as error:
+        if not _comes_from(error, folder):
+            raise
+        raise user_code_error(problem.label, what, error, folder) from error
     except Exception as error:
-        raise user_code_error(problem.label, what, error, problem.components.code.folder) from error
+        raise user_code_error(problem.label, what, error, folder) from error
+
+
+def _data_of(problem: Problem) -> str:
+    """Return what gives the data of a spec, for messages."""
+    data, inputter = problem.spec.data, problem.training.inputter
+    if data is not None:
+        return f"data.splits {data.splits!r}: "
+    return "" if inputter is None else f"training.inputter {inputter.name!r}: "
+
+
+def _comes_from(error: BaseException, folder: Path | None) -> bool:
+    """Whether code in a folder had to do with an exception."""
+    own = Path(__file__).parent.parent
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        is_library = path.is_relative_to(own) or "site-packages" in path.parts
+        if folder is not None and path.is_relative_to(folder) and not is_library:
+            return True
+    return False
+
+
+def check_evaluation(problem: Problem, modeler: Modeler, options: TrainerOptions) -> None:
+    """Try the evaluation on the first batches of its split, as it would fail after an epoch.
+
+    Nothing that training depends on is changed. Where a few batches are not enough for the function
+    (a metric that needs every class), it is tried on the whole split.
+
+    Raises:
+        ModelError: it fails, returns no dict of numbers, or lacks ``eval_key``.
+        InputError: a batch does not fit.
+    """
+    from .randomness import random_state, restore_random_state
+
+    name = options.eval_split
+    loader = problem.splits.get(name)
+    if loader is None or not options.epochs or hasattr(loader, "__next__"):
+        return  # what can be iterated only once is kept for the training
+    default = getattr(modeler.evaluation, "default_key", None)
+    random = random_state()
+    try:
+        with user_code(problem, "the evaluation"):
+            try:
+                found = modeler.evaluate(SplitReader(loader, name, _FIRST_BATCHES))
+            except IngotError:
+                raise
+            except Exception:
+                found = modeler.evaluate(SplitReader(loader, name))
+            try:
+                found.key(options.eval_key, default)
+            except ModelError:
+                modeler.evaluate(SplitReader(loader, name)).key(options.eval_key, default)
+    finally:
+        restore_random_state(random)
 
 
 def evaluate_on(problem: Problem, model: Any, loader: Iterable[Any]) -> tuple[Evaluation, int]:
@@ -67,7 +128,9 @@ def evaluate_on(problem: Problem, model: Any, loader: Iterable[Any]) -> tuple[Ev
     """
     from .torch_metrics import evaluating
 
-    counted = Counted(loader)
+    splits = vars(problem).get("splits", {})
+    name = next((name for name, item in splits.items() if item is loader), "data")
+    counted = Counted(loader, name)
     with user_code(problem, "the evaluation"), evaluating(model):
         found = run_evaluation(problem.evaluation, model, counted, problem.device)
     return found, counted.samples
@@ -128,8 +191,6 @@ def npz_loader(
     Raises:
         InputError: an array is missing.
     """
-    import torch
-
     from ..runtime.npz import read_npz_headers
 
     found = [name for name in read_npz_headers(path, str(path)) if name != LABEL]
@@ -138,7 +199,8 @@ def npz_loader(
     has_label = needs_label or LABEL in read_npz_headers(path, str(path))
     arrays = npz_arrays(path, names, LABEL if has_label else None)
     pattern: tuple[int | str, ...] = (*range(len(names)), *(("_",) if has_label else ()))
-    return ArrayInputter(arrays, batch_size, convert=torch.from_numpy), pattern
+    convert = import_framework("torch", "torch").from_numpy if has_torch() else None
+    return ArrayInputter(arrays, batch_size, convert=convert), pattern
 
 
 def task_of_labels(arrays: tuple[np.ndarray[Any, Any], ...], path: Path) -> str:

@@ -1,12 +1,9 @@
-"""What is called around the steps of a run: checkpoints, averages, records, early stopping."""
+"""What is called around the steps of a run: records, averages, early stopping."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UsageError
@@ -63,9 +60,7 @@ class AccuracyCallback(Callback):
     """Records the accuracy of the last training batch, in percent."""
 
     def before_run(self, runner: Runner) -> None:
-        keep = getattr(runner.modeler, "keep_outputs", None)
-        if keep is not None:
-            keep()
+        runner.modeler.keep_outputs()
 
     def record(self, runner: Runner, batch: Any) -> Mapping[str, float]:
         accuracy = runner.modeler.batch_accuracy(batch)
@@ -122,6 +117,8 @@ class EarlyStopping(Callback):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._best, self._waited = state["best"], state["waited"]
+        if self._waited >= self.patience:  # it had stopped the run, which goes on all the same
+            self._waited = 0
 
 
 class Ema(Callback):
@@ -141,139 +138,3 @@ class Ema(Callback):
     def after_step(self, runner: Runner) -> None:
         if runner.state.step % self.period == 0:
             runner.modeler.update_average(self.decay_rate)
-
-
-class Checkpoints(Callback):
-    """Writes checkpoints that a killed run goes on from, and the best weights.
-
-    Args:
-        folder: where they lie: ``checkpoint-STEP.safetensors`` and ``best.safetensors``.
-        frequency: steps from one to the next; one at the end of each epoch in any case.
-        keep: how many are kept.
-        resume: go on from the newest.
-    """
-
-    def __init__(
-        self, folder: Path, frequency: int | None = None, keep: int = 2, resume: bool = False
-    ) -> None:
-        self.folder = folder
-        self.frequency, self.keep, self.resume = frequency, keep, resume
-
-    def before_run(self, runner: Runner) -> None:
-        if self.resume:
-            newest = checkpoints_in(self.folder)
-            if newest:
-                runner.read_checkpoint(newest[-1])
-                runner.last_checkpoint = newest[-1]
-
-    def after_step(self, runner: Runner) -> None:
-        if self.frequency is not None and runner.state.step % self.frequency == 0:
-            self._write(runner)
-
-    def after_evaluate(self, runner: Runner, metrics: Mapping[str, float]) -> None:
-        if runner.rank == 0 and runner.state.best_epoch == runner.state.epoch:
-            runner.modeler.write_weights(self.folder / "best.safetensors")
-
-    def after_epoch(self, runner: Runner) -> None:
-        self._write(runner)
-
-    def on_interrupt(self, runner: Runner) -> None:
-        self._write(runner)
-
-    def _write(self, runner: Runner) -> None:
-        runner.flush()
-        if not runner.modeler.is_finite():
-            return  # the next loss will say so; the last good checkpoint stays
-        path = self.folder / f"checkpoint-{runner.state.step:09d}.safetensors"
-        runner.write_checkpoint(path)
-        runner.last_checkpoint = path
-        if runner.rank == 0:
-            for old in checkpoints_in(self.folder)[: -self.keep]:
-                old.unlink(missing_ok=True)
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the oldest first."""
-    pattern = re.compile(r"checkpoint-(\d+)\.safetensors")
-    found = [(pattern.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
-    return [path for _, path in sorted((int(m[1]), path) for m, path in found if m is not None)]
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """How far a run is.
-
-    Attributes:
-        kind: ``step``, ``evaluation`` or ``end``.
-        epoch: the present epoch, from 1.
-        epochs: how many there are.
-        step: steps that are complete.
-        total_steps: all steps; None when the data does not say.
-        record: numbers of the last steps.
-        metrics: of the last evaluation.
-        eval_key: which of them counts.
-        seconds_left: estimated from the steps so far.
-    """
-
-    kind: str
-    epoch: int
-    epochs: int
-    step: int
-    total_steps: int | None
-    record: Mapping[str, float] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    eval_key: str | None = None
-    seconds_left: float | None = None
-
-
-class ProgressCallback(Callback):
-    """Tells a function how far the run is.
-
-    Args:
-        report: gets a :class:`TrainProgress`.
-    """
-
-    def __init__(self, report: Callable[[TrainProgress], None]) -> None:
-        self.report = report
-        self._start: tuple[float, int] = (0.0, 0)
-        self._record: Mapping[str, float] = {}
-        self._metrics: Mapping[str, float] = {}
-
-    def before_run(self, runner: Runner) -> None:
-        self._start = (time.perf_counter(), runner.state.step)
-
-    def on_record(self, runner: Runner, record: Mapping[str, float]) -> None:
-        self._record = record
-        self._send(runner, "step")
-
-    def after_evaluate(self, runner: Runner, metrics: Mapping[str, float]) -> None:
-        self._metrics = metrics
-        entry = runner.state.history[-1]
-        loss = {} if entry["loss"] is None else {"loss": entry["loss"]}
-        self._record = {**self._record, **loss, "learning_rate": runner.learning_rate}
-        self._send(runner, "evaluation")
-
-    def after_run(self, runner: Runner) -> None:
-        self._send(runner, "end")
-
-    def _send(self, runner: Runner, kind: str) -> None:
-        state, total = runner.state, runner.total_steps
-        begun, first = self._start
-        done = state.step - first
-        left = None
-        if total is not None and done:
-            left = (time.perf_counter() - begun) / done * max(0, total - state.step)
-        epoch = state.epoch + (1 if kind == "step" else 0)
-        self.report(
-            TrainProgress(
-                kind,
-                epoch,
-                runner.options.epochs,
-                state.step,
-                total,
-                self._record,
-                self._metrics,
-                runner.eval_key,
-                left,
-            )
-        )

@@ -13,6 +13,7 @@ from ..errors import InputError, ModelError, SpecError
 from ..specs.hints import did_you_mean
 from .components import Components, parameters_of
 from .inputter import Array, Augmenter, Convert, Inputter, prefetched, random_generator
+from .randomness import DATA_SEED, seed_everything
 
 Splits = Mapping[str, Iterable[Any]]
 
@@ -127,6 +128,9 @@ def make_splits(
 ) -> Splits:
     """Return the splits that a spec names.
 
+    The global random generators of Python, NumPy and PyTorch are seeded before with
+    :data:`DATA_SEED`.
+
     Args:
         components: the parts of the spec.
         name: a built-in inputter, or ``module:attribute``.
@@ -139,6 +143,8 @@ def make_splits(
         ModelError: the user's code fails, or returns no splits.
         InputError: the data cannot be read.
     """
+    # A part that the user's code draws at random is the same in each command and on each worker.
+    seed_everything(DATA_SEED)
     found = components.find("data", name, key)
     is_built_in = ":" not in name
     if not is_built_in and context.augmenter is not None:

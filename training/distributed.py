@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +12,6 @@ from typing import Any
 
 from ..errors import UsageError
 from .device import Device
-from .inputter import Inputter
 
 _WAIT = timedelta(hours=12)
 """The others wait while the first worker evaluates; that one died is noticed by the launcher."""
@@ -140,80 +139,3 @@ def of_all(value: Any, count: int) -> list[Any]:
     found: list[Any] = [None] * count
     distributed.all_gather_object(found, value)
     return found
-
-
-def part_of(loader: Iterable[Any], workers: Workers, seed: int) -> Iterable[Any]:
-    """Return the part of a training split that this worker has.
-
-    An inputter deals out its samples; a ``DataLoader`` gets a ``DistributedSampler``; of anything
-    else each worker takes every n-th batch.
-
-    Raises:
-        UsageError: a ``DataLoader`` has a batch sampler or an iterable data set of its own.
-    """
-    if workers.count == 1:
-        return loader
-    from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler
-
-    if isinstance(loader, Inputter):
-        loader.rank, loader.workers = workers.rank, workers.count
-        return loader
-    if not isinstance(loader, DataLoader):
-        return EveryNth(loader, workers)
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
-        raise UsageError(
-            "the training DataLoader has an iterable data set, or batches of its own; expected one"
-            " whose samples can be dealt out to the workers",
-            hint="read RANK and WORLD_SIZE in your own code, or train with one process",
-        )
-    sampler: Any = DistributedSampler(
-        loader.dataset,
-        workers.count,
-        workers.rank,
-        shuffle=isinstance(loader.sampler, RandomSampler),
-        seed=seed,
-        drop_last=True,
-    )
-    return DataLoader(
-        loader.dataset,
-        loader.batch_size,
-        sampler=sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-        worker_init_fn=loader.worker_init_fn,
-    )
-
-
-class EveryNth:
-    """Every n-th batch of a loader, as many for each worker.
-
-    Args:
-        loader: all batches.
-        workers: which part.
-    """
-
-    def __init__(self, loader: Iterable[Any], workers: Workers) -> None:
-        self.loader, self.workers = loader, workers
-
-    def __iter__(self) -> Iterator[Any]:
-        own = None
-        for index, batch in enumerate(self.loader):
-            place = index % self.workers.count
-            if place == self.workers.rank:
-                own = batch
-            if place == self.workers.count - 1:  # a round is complete: nobody waits for another
-                yield own
-
-    def __len__(self) -> int:
-        return len(self.loader) // self.workers.count  # type: ignore[arg-type]
-
-
-def split_for(
-    splits: Mapping[str, Iterable[Any]], workers: Workers, seed: int
-) -> Mapping[str, Iterable[Any]]:
-    """Return splits of which ``train`` is this worker's part; the others are whole."""
-    if workers.count == 1:
-        return splits
-    return {**splits, "train": part_of(splits["train"], workers, seed)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,10 @@ from .device import Device
 
 PER_SAMPLE = "per_sample"
 """Key of the returned dict under which results of single samples stand."""
+
+
+class MetricsError(ModelError):
+    """An evaluation function returns something that is no dict of numbers (exit code 5)."""
 
 
 class EvaluationFunction:
@@ -91,13 +96,13 @@ def run_evaluation(
     """Call an evaluation function, and check what it returns.
 
     Raises:
-        ModelError: it returns no dict, or something in it is no number.
+        MetricsError: it returns no dict, or something in it is no number.
     """
     target = function.apply if isinstance(function, EvaluationFunction) else function
     returned = target(model, loader, **accepted(target, {"device": device}))
     name = _name(function)
     if not isinstance(returned, Mapping):
-        raise ModelError(
+        raise MetricsError(
             f"the evaluation {name} returned a {type(returned).__name__}; expected a dict of"
             " metrics by name"
         )
@@ -108,7 +113,7 @@ def run_evaluation(
         try:
             metrics[str(key)] = float(value)
         except (TypeError, ValueError) as error:
-            raise ModelError(
+            raise MetricsError(
                 f"the evaluation {name} returned a {type(value).__name__} for {key!r}; expected a"
                 " number"
             ) from error
@@ -126,7 +131,7 @@ def _per_sample(
     for key, item in value.items():
         array = np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
         if array.ndim != 1 or array.dtype.kind not in "biuf":
-            raise ModelError(
+            raise MetricsError(
                 f"the evaluation {name} returned {PER_SAMPLE} {key!r} of shape {array.shape};"
                 " expected one number a sample"
             )
@@ -249,10 +254,15 @@ def _answer(array: Any, like: Any) -> Any:
     return torch.from_numpy(array).to(like.device)
 
 
-def json_numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
-    """Return metrics as JSON values, which know no NaN: then they are texts."""
-    texts = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-    return {name: texts.get(str(value), value) for name, value in metrics.items()}
+def json_values(value: Any) -> Any:
+    """Return JSON values with null for NaN and infinities, which JSON has no numbers for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: json_values(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(child) for child in value]
+    return value
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -10,7 +10,6 @@ from ..errors import UsageError
 from ..specs import ModelSection, ModelSpec
 from ..specs.hints import did_you_mean
 from .assess import evaluate_on
-from .callbacks import TrainProgress
 from .components import accepted
 from .data import Splits
 from .device import Device, as_device
@@ -18,6 +17,7 @@ from .evaluation import Evaluation
 from .forward_pass import ForwardPass
 from .options import TrainerOptions
 from .problem import Problem
+from .progress import TrainProgress
 from .train import Trained, train_network
 
 _TRAINER_KEYS = (

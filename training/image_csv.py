@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..frameworks.base import import_framework
+from ..frameworks.base import first_line, import_framework
 from .data import DataContext, Scaling, Splits
 from .device import available_cores
 from .inputter import Array, Inputter, prefetched
@@ -87,16 +87,24 @@ class Archive:
         try:
             with zipfile.ZipFile(path) as opened:
                 self.names = frozenset(opened.namelist())
-        except (OSError, zipfile.BadZipFile) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a zip"
-            raise InputError(f"{path}: {reason or error}") from error
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+        except Exception as error:
+            raise InputError(f"{path}: not a zip that can be read: {_reason(error)}") from error
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a member."""
-        opened = getattr(self._local, "opened", None)
-        if opened is None:
-            opened = self._local.opened = zipfile.ZipFile(self.path)
-        found: bytes = opened.read(name)
+        """Return the bytes of a member.
+
+        Raises:
+            InputError: it is damaged, encrypted or packed in a way that is not known.
+        """
+        try:
+            opened = getattr(self._local, "opened", None)
+            if opened is None:
+                opened = self._local.opened = zipfile.ZipFile(self.path)
+            found: bytes = opened.read(name)
+        except Exception as error:  # zipfile lets through what zlib, bz2 and lzma raise
+            raise InputError(f"{self.path}: {name}: cannot be read: {_reason(error)}") from error
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,19 +133,17 @@ def read_rows(root: Path, name: str, classes: int, archive: Archive | None) -> l
     path = root / Path(name).expanduser()
     label = str(path)
     if archive is not None and not path.is_file() and name in archive.names:
-        text = archive.read(name).decode("utf-8")
+        data = archive.read(name)
         label = f"{archive.path}/{name}"
         folder = name.rpartition("/")[0]
     else:
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            data = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from error
         folder = "" if archive is not None else str(path.parent)
     rows = []
-    for number, entry in enumerate(csv.reader(io.StringIO(text)), start=1):
-        if not entry:
-            continue
+    for number, entry in _entries(data, label):
         where = f"{label}: row {number}"
         if len(entry) != 2:
             raise InputError(f"{where}: found {len(entry)} columns; expected path,label")
@@ -156,6 +162,30 @@ def read_rows(root: Path, name: str, classes: int, archive: Archive | None) -> l
     if not rows:
         raise InputError(f"{label}: found no rows; expected path,label")
     return rows
+
+
+def _entries(data: bytes, label: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield number, from 1, and columns of each row of a CSV that is not empty."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{label}: row {row}: found the byte {data[error.start]:#04x}; expected UTF-8",
+            hint="write the file anew as UTF-8",
+        ) from error
+    number = 0
+    try:
+        for number, entry in enumerate(csv.reader(io.StringIO(text)), start=1):
+            if entry:
+                yield number, entry
+    except csv.Error as error:
+        raise InputError(f"{label}: row {number + 1}: cannot be read: {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong, in one line; many of these errors have no text."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
 
 
 class ImageInputter(Inputter):
@@ -234,7 +264,7 @@ class ImageInputter(Inputter):
 
     def _decode(self, row: Row, size: tuple[int, int] | None) -> Array:
         """Return an image, uint8 ``(height, width, channels)``."""
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         try:
             data = (
@@ -245,8 +275,16 @@ class ImageInputter(Inputter):
                 if size is not None and converted.size != (size[1], size[0]):
                     converted = converted.resize((size[1], size[0]), Image.Resampling.BILINEAR)
                 array = np.asarray(converted)
-        except (OSError, UnidentifiedImageError, zipfile.BadZipFile, ValueError) as error:
-            raise InputError(f"{row.where}: {row.path}: cannot be decoded: {error}") from error
+        except InputError as error:
+            raise InputError(f"{row.where}: {error.message}") from error
+        except OSError as error:
+            raise InputError(
+                f"{row.where}: {row.path}: cannot be decoded: {error.strerror or first_line(error)}"
+            ) from error
+        except Exception as error:  # decoders raise whatever a damaged file leads them to
+            raise InputError(
+                f"{row.where}: {row.path}: cannot be decoded: {_reason(error)}"
+            ) from error
         return array if array.ndim == 3 else array[..., None]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .profile import Complexity, LayerProfile, input_bytes, total
+from .complexity import Complexity, LayerProfile, input_bytes, total
 
 _DENSE = {"Dense"}
 _CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D"}

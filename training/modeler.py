@@ -41,7 +41,10 @@ class Modeler(ABC):
 
     @abstractmethod
     def start_average(self) -> None:
-        """Begin to average the weights, unless that was done before."""
+        """Begin to average the weights, unless that was done before.
+
+        A callback does that in ``before_run``, where a run that goes on is not restored yet.
+        """
 
     @abstractmethod
     def update_average(self, decay: float) -> None:
@@ -56,5 +59,46 @@ class Modeler(ABC):
         """Write the weights, the averaged ones if there are any, to a safetensors file."""
 
     @abstractmethod
-    def is_finite(self) -> bool:
-        """Whether no weight is NaN or infinite."""
+    def not_finite(self) -> str | None:
+        """Return the first weight, or averaged weight, that is NaN or infinite; None is none.
+
+        What was not finite when the network was built, such as a mask of ``-inf``, does not count.
+        """
+
+    @abstractmethod
+    def load_pretrained(self, path: Path, skip: tuple[str, ...], label: str) -> list[str]:
+        """Start from the weights of a file; return the tensors that keep their initial values.
+
+        Args:
+            path: the weights.
+            skip: parts of names that are not restored.
+            label: what messages call the network.
+
+        Raises:
+            ModelError: a tensor that is not skipped is missing, or has another shape.
+            SpecError: a pattern fits nothing.
+        """
+
+    @abstractmethod
+    def share(self, local_rank: int) -> None:
+        """Train together with the other workers from now on: their gradients are averaged.
+
+        Args:
+            local_rank: number of this worker on its machine, which is that of its accelerator.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return weights and averaged weights, for a checkpoint: dicts, numbers and tensors."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` returned.
+
+        Weights are averaged after it if they were before: without an average in the state, from
+        the weights in it on; an average in the state that nobody wants any more is left out.
+        """
+
+    @abstractmethod
+    def keep_outputs(self) -> None:
+        """Keep the outputs of each training batch from now on, for :meth:`batch_accuracy`."""

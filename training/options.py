@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..runtime.sources import spec_label
 from ..specs import ModelSpec
 from ..specs.declare import Component
 from ..specs.training import FullTrainerSection, TrainingSection
+from .callback_options import options_of_callbacks
 from .device import Device
 
 Precision = Literal["fp32", "bf16"]
@@ -75,7 +77,11 @@ class TrainerOptions:
 
     @classmethod
     def from_spec(cls, spec: ModelSpec, **changes: Any) -> TrainerOptions:
-        """Read the options of a spec; ``changes`` that are not None come before it."""
+        """Read the options of a spec; ``changes`` that are not None come before it.
+
+        Raises:
+            SpecError: a callback that is an option, too, has other arguments.
+        """
         trainer = spec.full_trainer or FullTrainerSection()
         training = spec.training or TrainingSection()
         schedule = trainer.scheduler
@@ -104,21 +110,47 @@ class TrainerOptions:
             checkpoint_frequency=training.checkpoint_frequency,
             keep_checkpoints=training.keep_checkpoints or 2,
         )
+        set_by_callbacks = options_of_callbacks(
+            training.callbacks,
+            {"ema": options.ema, "early_stopping_patience": options.early_stopping_patience},
+            spec_label(spec),
+        )
+        options = replace(options, **set_by_callbacks)
         return replace(options, **{key: item for key, item in changes.items() if item is not None})
 
-    def recipe(self, workers: int = 1) -> dict[str, Any]:
-        """Return what decides the weights, in JSON values: a resumed run should have the same."""
-        left_out = {"epochs", "log_frequency", "summary_frequency", "keep_checkpoints"}
-        return {name: _plain(value) for name, value in asdict(self).items() if name not in left_out}
+    def recipe(self) -> dict[str, Any]:
+        """Return what decides the weights, in JSON values, for a run that goes on to compare.
+
+        The optimizer's arguments are not in it: they are compared as the optimizer has them.
+        """
+        return {
+            name: plain(value) for name, value in asdict(self).items() if name not in _NO_RECIPE
+        }
 
 
-def _plain(value: Any) -> Any:
+_NO_RECIPE = {
+    "epochs",
+    "optimizer",
+    "weight_decay",
+    "scale_learning_rate",
+    "pretrained",
+    "pretrained_skip",
+    "log_frequency",
+    "summary_frequency",
+    "checkpoint_frequency",
+    "keep_checkpoints",
+}
+"""What changes nothing in the rest of a run, or is compared otherwise."""
+
+
+def plain(value: Any) -> Any:
+    """Return JSON values of an option; of an object, what it is."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Component):
-        return _plain(value.to_dict())
+        return plain(value.to_dict())
     if isinstance(value, Mapping):
-        return {str(name): _plain(child) for name, child in value.items()}
+        return {str(name): plain(child) for name, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(child) for child in value]
+        return [plain(child) for child in value]
     return str(value) if isinstance(value, Path) else type(value).__name__

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, SpecError, UsageError
+from ..errors import SpecError
 from ..frameworks import ModelSource
-from ..frameworks.base import LoadOptions, import_framework
+from ..frameworks.base import import_framework
 from ..frameworks.entrypoints import CodeFolder
-from ..frameworks.python import call_entrypoint, code_folder
+from ..frameworks.python import code_folder
 from ..runtime.sources import source_from_spec, spec_label
 from ..specs import ModelSpec
 from ..specs.declare import Component
 from ..specs.training import TrainingSection
+from . import networks
 from .components import Components
 from .data import DataContext, Splits, make_splits, split_of
-from .device import Device, available_cores
+from .device import Device
 from .forward_pass import ForwardPass
+from .hardware import has_torch
 
 _TASKS = {
     "classification": ("cross_entropy", "classification"),
@@ -30,44 +29,6 @@ _TASKS = {
     "object_detection": ("ssd_multibox", "object_detection"),
 }
 """Loss and evaluation of each task."""
-
-
-def choose_device(wanted: Device | str | None, strict: bool = False) -> Device:
-    """Return the device: the one that is wanted, or a GPU where there is one.
-
-    Raises:
-        UsageError: there is no GPU, and ``strict``.
-    """
-    from .device import as_device
-
-    torch = import_framework("torch", "torch")
-    has_gpu = bool(torch.cuda.is_available())
-    if wanted is None:
-        return Device.GPU if has_gpu else Device.CPU
-    device = as_device(wanted)
-    if device is Device.GPU and not has_gpu:
-        if strict:
-            raise UsageError("device: found GPU, but PyTorch sees no GPU here (--strict)")
-        logging.getLogger("ingot").warning(
-            "device GPU: PyTorch sees no GPU here; running on the CPU"
-        )
-        return Device.CPU
-    return device
-
-
-def set_threads(threads: int | None) -> None:
-    """Set how many threads an operator of PyTorch may use.
-
-    Args:
-        threads: how many; None leaves ``OMP_NUM_THREADS``, and otherwise takes no more than there
-            are cores for this process: more are many times slower than too few.
-    """
-    torch = import_framework("torch", "torch")
-    if threads is None:
-        if "OMP_NUM_THREADS" in os.environ:
-            return
-        threads = min(int(torch.get_num_threads()), available_cores())
-    torch.set_num_threads(threads)
 
 
 @dataclass
@@ -245,78 +206,27 @@ class Problem:
             UsageError: the spec is of another framework.
             ModelError: the entry point fails, or returns no module.
         """
-        torch = import_framework("torch", "torch")
-        if self.spec.model.framework != "torch":
-            raise UsageError(
-                f"{self.label}: model.framework is {self.spec.model.framework!r}; only 'torch' can"
-                " be trained"
-            )
-        torch.manual_seed(self.seed if seed is None else seed)
-        wanted = self.training.network
-        if wanted is None:
-            network = call_entrypoint(self.source, self.components.code)
-            name = self.source.entrypoint
-        else:
-            network, name = self._named_network(wanted), wanted.name
-        if not isinstance(network, torch.nn.Module):
-            raise ModelError(
-                f"{self.label}: {name!r} returned a {type(network).__name__}; expected a"
-                " torch.nn.Module"
-            )
-        return network
+        return networks.build_network(self, self.seed if seed is None else seed)
 
-    def _named_network(self, wanted: Component) -> Any:
-        if wanted.is_entrypoint:
-            function = self.components.code.callable(wanted.name, "training.network")
-            return self.components.call(function, wanted.kwargs, "training.network", wanted.name)
-        from ..zoo import get_model_by_name
-
-        kwargs = dict(wanted.kwargs)
-        data = kwargs.pop("dataset_name", kwargs.pop("dataset", None))
-        if not isinstance(data, str):
-            raise SpecError(
-                f"{self.label}: training.network {wanted.name!r}: the key 'dataset' is missing;"
-                " expected the data set that it is for"
-            )
-        return get_model_by_name(wanted.name, data, **kwargs)
-
-    def load_network(self) -> Any:
+    def load_network(self, threads: int | None = None) -> Any:
         """Return the network with the weights of the spec, on the device and in eval mode.
 
         Of another framework than PyTorch, a callable that answers in kind.
+
+        Args:
+            threads: threads of one operator of another framework.
         """
-        from ..frameworks import open_model
-        from .evaluation import CallableModel
-
-        if self.spec.model.framework != "torch":
-            return CallableModel(_Adapted(open_model(self.source, self._load_options)), self.label)
-        from ..frameworks.pytorch import load_weights
-        from .torch_forward_pass import torch_device_of
-
-        network = self.build_network()
-        if self.source.weights is not None:
-            load_weights(network, self.source.weights, self.label)
-        return network.to(torch_device_of(self.device)).eval()
-
-    @property
-    def _load_options(self) -> LoadOptions:
-        return LoadOptions("gpu" if self.device is Device.GPU else "cpu")
+        return networks.load_network(self, threads)
 
     @cached_property
-    def _convert(self) -> Callable[[Any], Any]:
+    def _convert(self) -> Callable[[Any], Any] | None:
+        if self.spec.model.framework != "torch" and not has_torch():
+            return None  # any other model answers arrays with arrays
         torch = import_framework("torch", "torch")
         if self.device is Device.CPU:
             convert: Callable[[Any], Any] = torch.from_numpy
             return convert
         return lambda array: torch.from_numpy(array).pin_memory()
-
-
-class _Adapted:
-    """An adapter's model with the method of a loaded one."""
-
-    def __init__(self, model: Any) -> None:
-        self.inputs, self.outputs = model.inputs, model.outputs
-        self.infer = model.run
 
 
 def _of_kind(found: Any, methods: tuple[str, ...], label: str, key: str) -> Any:
@@ -327,38 +237,3 @@ def _of_kind(found: Any, methods: tuple[str, ...], label: str, key: str) -> Any:
                 " ForwardPass"
             )
     return found
-
-
-def load_pretrained(network: Any, path: Path, skip: tuple[str, ...], label: str) -> list[str]:
-    """Load weights to start from; return the names of the tensors that keep their initial values.
-
-    Args:
-        network: the module.
-        path: safetensors, or a weights-only checkpoint.
-        skip: parts of names that are not restored.
-        label: what messages call the network.
-
-    Raises:
-        ModelError: a tensor that is not skipped is missing, or has another shape.
-        SpecError: a pattern fits nothing.
-    """
-    from ..frameworks.pytorch import read_state_dict
-    from .torch_optim import require_matches
-
-    state = read_state_dict(path)
-    own = network.state_dict()
-    require_matches(skip, [*own, *state], "training.pretrained_skip")
-    skipped = [name for name in own if any(part in name for part in skip)]
-    for name, value in own.items():
-        if name in skipped:
-            continue
-        if name not in state or state[name].shape != value.shape:
-            found = "missing" if name not in state else tuple(state[name].shape)
-            raise ModelError(
-                f"{label}: pretrained weights {path.name}: the tensor {name!r} is {found}; expected"
-                f" {tuple(value.shape)}",
-                hint="training.pretrained_skip names what is not restored",
-            )
-    chosen = {name: state[name] for name in own if name not in skipped}
-    network.load_state_dict({**own, **chosen})
-    return skipped

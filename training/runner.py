@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import IngotError, InputError
+from ..errors import InputError, TrainingError, TrainingInterrupted
+from .components import Components
 from .data import Splits
+from .distributed import Workers
 from .evaluation import Evaluation
+from .loaders import facts_of, length_of
 from .modeler import Modeler
 from .options import TrainerOptions
+from .reading import SplitReader, reading
+from .run_state import RunState
 
 if TYPE_CHECKING:
     from .callbacks import Callback
@@ -22,49 +27,6 @@ if TYPE_CHECKING:
 _RECORD_SECONDS = 0.5
 _MOST_PENDING = 50
 """Losses of as many steps wait on an accelerator before they are fetched and checked."""
-
-
-class TrainingError(IngotError):
-    """Training cannot go on: the loss is no number, or a worker died (exit code 1)."""
-
-
-class TrainingInterrupted(IngotError):
-    """Training was asked to stop, and wrote a checkpoint (exit code 130)."""
-
-    exit_code = 130
-
-
-@dataclass
-class RunState:
-    """Where a run stands; a checkpoint holds it.
-
-    Attributes:
-        epoch: epochs that are complete.
-        batch: batches of the present epoch that are complete.
-        step: all batches that are complete.
-        history: of each evaluation ``epoch``, ``step``, ``loss``, ``learning_rate``, ``metrics``.
-        best: the best value of the metric that counts.
-        best_epoch: the epoch after which it was measured.
-        stop_reason: why training stops before its last epoch.
-        seconds: how long it ran, over all its parts.
-        loss_sum: losses of the steps since the last evaluation.
-        loss_count: how many they are.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    best_epoch: int = 0
-    stop_reason: str | None = None
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
 
 
 class Runner(ABC):
@@ -75,8 +37,10 @@ class Runner(ABC):
         splits: iterables of batches by name; ``train`` is trained on.
         options: how it is trained.
         callbacks: called before and after the run, each step, each evaluation and each epoch.
-        rank: number of this worker, from 0.
-        workers: how many workers train together.
+        components: the parts of the spec, for an optimizer of the user's own.
+        workers: the place of this process among those that train together.
+        recipe: what else decides the weights, in JSON values: a checkpoint holds it, and a run
+            that goes on compares.
     """
 
     def __init__(
@@ -85,14 +49,20 @@ class Runner(ABC):
         splits: Splits,
         options: TrainerOptions,
         callbacks: Sequence[Callback] = (),
-        rank: int = 0,
-        workers: int = 1,
+        *,
+        components: Components,
+        workers: Workers | None = None,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
+        self.place = workers or Workers()
+        self.rank, self.workers = self.place.rank, self.place.count
         self.modeler = modeler
         self.splits = splits
         self.options = options
         self.callbacks = list(callbacks)
-        self.rank, self.workers = rank, workers
+        self.components = components
+        facts = {**facts_of(splits["train"]), **(recipe or {})}
+        self.recipe = {**options.recipe(), "workers": self.workers, **facts}
         self.state = RunState()
         self.eval_key: str | None = None
         self.losses: dict[str, float] = {}
@@ -106,10 +76,7 @@ class Runner(ABC):
     @property
     def steps_per_epoch(self) -> int | None:
         """Batches of an epoch; None when the data does not say."""
-        try:
-            return len(self.splits["train"])  # type: ignore[arg-type]
-        except TypeError:
-            return None
+        return length_of(self.splits["train"])
 
     @property
     def total_steps(self) -> int | None:
@@ -126,7 +93,7 @@ class Runner(ABC):
         """Train until the last epoch is complete, or something asks to stop.
 
         Raises:
-            TrainingError: the loss is NaN or infinite.
+            TrainingError: the loss, or a weight, is NaN or infinite.
             TrainingInterrupted: :attr:`stop_requested` was set from outside.
         """
         self.setup()
@@ -144,7 +111,7 @@ class Runner(ABC):
     def _run_epoch(self) -> None:
         state = self.state
         batch = None
-        for batch in self.epoch_batches(state.epoch, state.batch):
+        for batch in reading("train", self.epoch_batches(state.epoch, state.batch)):
             for callback in self.callbacks:
                 callback.before_step(self)
             losses = self.train_step(batch)
@@ -165,6 +132,7 @@ class Runner(ABC):
                 f"the split 'train' gave no batch in epoch {state.epoch + 1}; expected an iterable"
                 " that can be iterated again each epoch"
             )
+        self.require_finite()
         state.epoch += 1
         state.batch = 0
         is_last = state.epoch == self.options.epochs
@@ -178,7 +146,8 @@ class Runner(ABC):
 
     def _evaluate(self) -> None:
         state = self.state
-        found = self.evaluate(self.splits[self.options.eval_split])
+        split = self.options.eval_split
+        found = self.evaluate(SplitReader(self.splits[split], split))
         if self.eval_key is None:
             default = getattr(self.modeler.evaluation, "default_key", None)
             self.eval_key = found.key(self.options.eval_key, default)
@@ -219,17 +188,53 @@ class Runner(ABC):
         ):
             total = sum(values)
             if not math.isfinite(total):
-                kept = "no checkpoint was written yet"
-                if self.last_checkpoint is not None:
-                    kept = f"the last good checkpoint is {self.last_checkpoint}"
-                epoch = self.state.epoch + (1 if self.state.batch else 0)
-                raise TrainingError(
-                    f"step {step} (epoch {epoch}): the loss is {total}; expected a finite number",
-                    hint=f"{kept}; lower the learning rate, or look at the data",
-                )
+                raise self._not_finite(step, f"the loss is {total}")
             self.losses = dict(zip(parts, values, strict=True), loss=total)
             self.state.loss_sum += total
             self.state.loss_count += 1
+
+    def require_finite(self) -> None:
+        """Check the weights, and their average: a gradient may spoil them though the loss is good.
+
+        Raises:
+            TrainingError: one is NaN or infinite.
+        """
+        name = self.modeler.not_finite()
+        if name is not None:
+            raise self._not_finite(self.state.step, f"{name} is not finite")
+
+    def _not_finite(self, step: int, found: str) -> TrainingError:
+        kept = "no checkpoint was written yet"
+        if self.last_checkpoint is not None:
+            kept = f"the last good checkpoint is {self.last_checkpoint}"
+        epoch = self.state.epoch + (1 if self.state.batch else 0)
+        return TrainingError(
+            f"step {step} (epoch {epoch}): {found}; expected a finite number",
+            hint=f"{kept}; lower the learning rate, or look at the data",
+        )
+
+    def callback_states(self) -> dict[str, Any]:
+        """Return what the callbacks keep in a checkpoint, by the name of their class.
+
+        The second of a class is ``NAME 2``, and so on.
+        """
+        return {name: item.state() for name, item in self._named_callbacks().items()}
+
+    def restore_callbacks(self, states: Mapping[str, Any]) -> None:
+        """Put back what :meth:`callback_states` returned; a callback that is new stays new."""
+        for name, callback in self._named_callbacks().items():
+            found = states.get(name)
+            if found:
+                callback.restore(found)
+
+    def _named_callbacks(self) -> dict[str, Callback]:
+        found: dict[str, Callback] = {}
+        counts: Counter[str] = Counter()
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            counts[name] += 1
+            found[name if counts[name] == 1 else f"{name} {counts[name]}"] = callback
+        return found
 
     def _record(self, batch: Any) -> None:
         every = self.options.log_frequency
@@ -299,6 +304,10 @@ class Runner(ABC):
     def end_epoch(self) -> None:
         """Step a scheduler that counts epochs."""
 
+    def of_first(self, value: Any) -> Any:
+        """Return the first worker's value on every worker; one process has no others."""
+        return value
+
     @abstractmethod
     def write_checkpoint(self, path: Path) -> None:
         """Write everything that the rest of the run depends on, or nothing."""
@@ -309,6 +318,7 @@ class Runner(ABC):
 
         Raises:
             ModelError: it is damaged, or of another network.
+            UsageError: it cannot be gone on with under these options.
         """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..frameworks.base import import_framework
-from .profile import Complexity, LayerProfile, total
+from .complexity import Complexity, LayerProfile, total
 
 # Operators that hold weights and compute nothing with them, or elementwise.
 _FREE = {"DEQUANTIZE", "QUANTIZE", "GATHER", "EMBEDDING_LOOKUP", "RESHAPE", "TRANSPOSE", "PAD"}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from ..errors import InputError, SpecError
 from ..specs.hints import did_you_mean
@@ -69,6 +72,18 @@ class CrossEntropy(OutputLoss):
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
+    def __call__(self, model: Any, batch: Any) -> Any:
+        x = self.forward_pass.extract_model_inputs(batch)
+        targets = self.forward_pass.extract_targets(batch)
+        outputs = self.forward_pass.model_call(model, x, self.device)
+        # A GPU does not come back from a label out of range: those of the batch are looked at
+        # before, as long as they lie in the memory of the host.
+        if getattr(outputs, "is_cuda", False) and outputs.ndim > 1:
+            labels = move(targets, Device.CPU) if isinstance(targets, np.ndarray) else targets
+            if _is_label(labels) and not labels.is_cuda:
+                require_labels(labels, outputs.shape[1], None, self.ignore_index)
+        return self.compare(outputs, move(targets, self.device))
+
     def compare(self, outputs: Any, targets: Any) -> Any:
         from torch.nn import functional
 
@@ -77,12 +92,20 @@ class CrossEntropy(OutputLoss):
             targets = targets.flatten()
         if not targets.is_floating_point():
             targets = targets.long()
-        return functional.cross_entropy(
-            logits,
-            targets,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
-        )
+            if logits.ndim == 4:
+                targets = label_images(logits, targets)
+        try:
+            return functional.cross_entropy(
+                logits,
+                targets,
+                label_smoothing=self.label_smoothing,
+                ignore_index=self.ignore_index,
+            )
+        except (IndexError, RuntimeError):
+            # Looked at only now, so that a step costs nothing more.
+            if _is_label(targets) and targets.shape[:1] == logits.shape[:1]:
+                require_labels(targets, logits.shape[1], None, self.ignore_index)
+            raise
 
 
 class SegmentationCrossEntropy(CrossEntropy):
@@ -145,6 +168,56 @@ class Criterion(OutputLoss):
 
     def compare(self, outputs: Any, targets: Any) -> Any:
         return self.criterion(only_tensor(outputs), targets)
+
+
+def _is_label(value: Any) -> bool:
+    return hasattr(value, "is_floating_point") and not value.is_floating_point()
+
+
+def label_images(logits: Any, targets: Any) -> Any:
+    """Return the labels of pixels as ``(batch, height, width)``, int64.
+
+    Args:
+        logits: ``(batch, classes, height, width)``.
+        targets: as many labels as pixels; ``(batch, 1, height, width)`` does, too.
+
+    Raises:
+        InputError: there are more or fewer.
+    """
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if targets.numel() != math.prod(wanted):
+        raise InputError(
+            f"a batch has labels of shape {tuple(targets.shape)} for logits of shape"
+            f" {tuple(logits.shape)}; expected {wanted}"
+        )
+    return targets.reshape(wanted).long()
+
+
+def require_labels(
+    labels: Any, classes: int, first: int | None, ignored: int | None = None
+) -> None:
+    """Check that labels are integers from 0 below the number of classes.
+
+    Args:
+        labels: ``(batch, ...)``, integers.
+        classes: how many there are.
+        first: number of the first sample in its split; None where that is not known.
+        ignored: a label that does not count.
+
+    Raises:
+        InputError: one is not; the message has the number of its sample, from 0.
+    """
+    wrong = (labels < 0) | (labels >= classes)
+    if ignored is not None:
+        wrong &= labels != ignored
+    if not bool(wrong.any()):
+        return
+    place = wrong.nonzero()[0].tolist()
+    beside = "" if ignored is None or 0 <= ignored < classes else f", or {ignored} for none"
+    pixel = f", pixel {place[1:]}" if len(place) > 1 else ""
+    where = f"sample {place[0]} of a batch" if first is None else f"sample {first + place[0]}"
+    found = int(labels[tuple(place)])
+    raise InputError(f"{where}{pixel}: found the label {found}; expected 0..{classes - 1}{beside}")
 
 
 def only_tensor(outputs: Any) -> Any:

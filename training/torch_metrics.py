@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ..errors import InputError
@@ -13,7 +14,7 @@ from .device import Device
 from .evaluation import PER_SAMPLE, EvaluationFunction
 from .forward_pass import ForwardPass
 from .torch_forward_pass import TorchForwardPass, move
-from .torch_losses import only_tensor
+from .torch_losses import label_images, only_tensor, require_labels
 
 _ROWS = 8192
 """Rows that go into a metric at once: one update costs far more than what it adds up."""
@@ -53,13 +54,13 @@ def _taken(function: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Put a model into eval mode, without gradients, and back into the mode that it was in."""
-    import torch
-
+    # A model of another framework does not need PyTorch, and has no gradients to leave out.
+    torch = sys.modules.get("torch")
     was_training = bool(getattr(model, "training", False))
     if hasattr(model, "eval"):
         model.eval()
     try:
-        with torch.no_grad():
+        with nullcontext() if torch is None else torch.no_grad():
             yield
     finally:
         if was_training:
@@ -158,17 +159,13 @@ def _count(rows: list[tuple[Any, Any]], counts: dict[str, Any], correct: list[An
     labels = torch.cat([item[1] for item in rows])
     rows.clear()
     classes = scores.shape[1]
+    require_labels(labels, classes, sum(map(len, correct)))
     if not counts:
         ranks = {"accuracy": 1} | ({"top5": 5} if classes > 5 else {})
         for name, top_k in ranks.items():
             counts[name] = classification.MulticlassStatScores(
                 classes, top_k=top_k, average="micro", validate_args=False
             ).to(scores.device)
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        raise InputError(
-            f"labels {int(labels.min())}..{int(labels.max())} for {classes} classes; expected"
-            f" 0..{classes - 1}"
-        )
     for metric in counts.values():
         metric.update(scores, labels)
     correct.append(scores.argmax(1) == labels)
@@ -210,7 +207,8 @@ class SegmentationEvaluation(OutputEvaluation):
                     " (batch, classes, height, width), two classes at least",
                     hint="give an evaluation of your own (module:attribute)",
                 )
-            labels = targets.reshape(logits.shape[0], *logits.shape[2:]).long()
+            labels = label_images(logits, targets)
+            require_labels(labels, logits.shape[1], sum(map(len, images)), self.ignore_index)
             predicted = logits.argmax(1)
             if metric is None:
                 metric = classification.MulticlassConfusionMatrix(

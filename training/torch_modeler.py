@@ -57,11 +57,12 @@ class TorchModeler(Modeler):
         self._updates = 0
         self._outputs: Any = None
         self._hook: Any = None
+        values = self.network.state_dict().items()
+        self._masks = {name for name, value in values if not _is_finite(value)}
         if isinstance(loss, LossFunction):
             loss.to_device(device)
 
     def share(self, local_rank: int) -> None:
-        """Average the gradients with those of the other workers from now on."""
         from torch.nn.parallel import DistributedDataParallel
 
         places = None if self.torch_device.type == "cpu" else [local_rank]
@@ -80,8 +81,6 @@ class TorchModeler(Modeler):
             return run_evaluation(self.evaluation, self.network, loader, self.device)
 
     def keep_outputs(self) -> None:
-        """Keep the outputs of each training batch, for :meth:`batch_accuracy`."""
-
         def keep(module: Any, arguments: Any, outputs: Any) -> None:
             self._outputs = outputs if module.training else None
 
@@ -117,7 +116,11 @@ class TorchModeler(Modeler):
         self._updates += 1
         # As TensorFlow does: in the first steps the start must not weigh as much as later.
         decay = min(decay, (1 + self._updates) / (10 + self._updates))
-        names = [name for name, value in state.items() if value.is_floating_point()]
+        names = [
+            name
+            for name, value in state.items()
+            if value.is_floating_point() and name not in self._masks
+        ]
         torch._foreach_lerp_(
             [self.average[name] for name in names], [state[name] for name in names], 1 - decay
         )
@@ -147,14 +150,20 @@ class TorchModeler(Modeler):
         }
         write_tensors(path, tensors)
 
-    def is_finite(self) -> bool:
-        import torch
+    def not_finite(self) -> str | None:
+        for values, what in ((self.network.state_dict(), "weight"), (self.average, "average of")):
+            checked = {n: v for n, v in (values or {}).items() if n not in self._masks}
+            if not _are_finite(checked.values()):
+                name = next(name for name, value in checked.items() if not _is_finite(value))
+                return f"the {what} {name!r}"
+        return None
 
-        values = [item for item in self.network.state_dict().values() if item.is_floating_point()]
-        return not values or bool(torch.stack([v.isfinite().all() for v in values]).all())
+    def load_pretrained(self, path: Path, skip: tuple[str, ...], label: str) -> list[str]:
+        from .networks import load_pretrained
+
+        return load_pretrained(self.network, path, skip, label)
 
     def state(self) -> dict[str, Any]:
-        """Return weights and averaged weights, for a checkpoint."""
         return {
             "network": dict(self.network.state_dict()),
             "average": self.average,
@@ -162,8 +171,23 @@ class TorchModeler(Modeler):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state` returned."""
         self.network.load_state_dict(state["network"])
+        if self.average is None:  # weights are not averaged, or no longer
+            return
+        self.average, self._updates = None, 0
+        self.start_average()
         if state["average"] is not None:
             self.average = {n: v.to(self.torch_device) for n, v in state["average"].items()}
-        self._updates = state["updates"]
+            self._updates = state["updates"]
+
+
+def _is_finite(value: Any) -> bool:
+    return _are_finite([value])
+
+
+def _are_finite(values: Iterable[Any]) -> bool:
+    """Whether tensors hold no NaN and no infinity; an accelerator is asked once for all."""
+    import torch
+
+    found = [v.isfinite().all() for v in values if v.is_floating_point() or v.is_complex()]
+    return not found or bool(torch.stack(found).all())

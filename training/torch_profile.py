@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .profile import Complexity, LayerProfile, total
+from .complexity import Complexity, LayerProfile, total
 
 # The operators that a graph without modules (TorchScript, torch.export) has in their place.
 _NORMS = {"native_batch_norm", "native_batch_norm_legit_no_training", "cudnn_batch_norm"}

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ModelError, UsageError
+from ..errors import ModelError
 from .components import Components
 from .data import Splits
-from .distributed import Workers, alone, any_worker, of_all, of_first, split_for
+from .distributed import Workers, alone, any_worker, of_all, of_first
 from .evaluation import Evaluation
 from .inputter import Inputter
+from .loaders import seeded_batches, split_for
 from .options import TrainerOptions
-from .runner import Runner, RunState
+from .randomness import random_state, restore_random_state, seed_everything
+from .resume import changes_since, described
+from .run_state import RunState
+from .runner import Runner
 from .torch_modeler import TorchModeler
 from .torch_optim import make_optimizer, make_scheduler, trained_parameters
-from .torch_state import (
-    random_state,
-    read_state,
-    restore_random_state,
-    seed_everything,
-    write_state,
+from .torch_resume import (
+    hyperparameters,
+    require_same_network,
+    require_schedule,
+    restore_optimizer,
+    restore_scheduler,
+    scheduler_state,
 )
-
-_TO_THE_END = ("CosineAnnealingLR", "OneCycleLR")
-"""Schedulers that count on the number of epochs that they were made for."""
+from .torch_state import read_state, write_state
 
 _STOP_STEPS = 10
 """Steps from one time that workers ask each other whether to stop to the next."""
@@ -35,13 +38,7 @@ _STOP_STEPS = 10
 class TorchRunner(Runner):
     """Trains a :class:`TorchModeler`.
 
-    Args:
-        modeler: network, loss and metrics.
-        splits: iterables of batches by name.
-        options: how it is trained.
-        callbacks: called around the steps.
-        components: the parts of the spec, for an optimizer of the user's own.
-        workers: the place of this process among those that train together.
+    The arguments are those of :class:`Runner`.
     """
 
     modeler: TorchModeler
@@ -55,14 +52,21 @@ class TorchRunner(Runner):
         *,
         components: Components,
         workers: Workers | None = None,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        place = workers or Workers()
-        splits = split_for(splits, place, options.seed)
-        super().__init__(modeler, splits, options, callbacks, place.rank, place.count)
-        self.place = place
-        self.components = components
+        super().__init__(
+            modeler,
+            splits,
+            options,
+            callbacks,
+            components=components,
+            workers=workers,
+            recipe=recipe,
+        )
+        self.splits = split_for(splits, self.place)
         self.optimizer: Any = None
         self.scheduler: Any = None
+        self._initial: list[dict[str, Any]] = []
         self._restored_random: Any = None
         self._rates: list[float] = []
 
@@ -103,21 +107,24 @@ class TorchRunner(Runner):
             interval=options.interval,
             higher_is_better=options.higher_is_better,
         )
+        self._initial = hyperparameters(self.optimizer)
+        kinds = (self.optimizer, self.scheduler)
+        names = [None if item is None else type(item).__name__ for item in kinds]
+        self.recipe["optimizer"] = names[0]
+        # A schedule of the user's own is known by its class alone.
+        self.recipe["scheduler"] = self.recipe["scheduler"] and {
+            "class": names[1],
+            "arguments": self.recipe["scheduler"],
+        }
 
     def epoch_batches(self, epoch: int, start: int) -> Iterator[Any]:
-        seed_everything(self.options.seed, epoch, self.rank)
-        loader = self.splits["train"]
+        loader, seed = self.splits["train"], self.options.seed
         if isinstance(loader, Inputter):
-            batches = loader.batches(epoch, start)
+            batches: Iterator[Any] = loader.batches(epoch, start)
         else:
-            _seed_loader(loader, self.options.seed, epoch)
-            batches = iter(loader)
-            skipped = sum(1 for _ in islice(batches, start))
-            if skipped < start:
-                raise InputError(
-                    f"the split 'train' gave {skipped} batches; the checkpoint was written after"
-                    f" {start}"
-                )
+            batches = seeded_batches(loader, seed, epoch, self.rank, start)
+        # Dropout and the like differ from worker to worker; the order of the data does not.
+        seed_everything(seed, epoch, self.rank)
         if self._restored_random is not None:
             restore_random_state(self._restored_random)
             self._restored_random = None
@@ -189,65 +196,61 @@ class TorchRunner(Runner):
         if self.scheduler is not None and self.options.interval == "epoch":
             self.scheduler.step()
 
+    def of_first(self, value: Any) -> Any:
+        return of_first(value, self.workers)
+
     def write_checkpoint(self, path: Path) -> None:
         random = of_all(random_state(), self.workers)
         if self.rank:
             return
-        state = {**self.state.to_dict(), "seconds": self.elapsed}
-        scheduler = None if self.scheduler is None else _plain_state(self.scheduler)
         tree = {
             "modeler": self.modeler.state(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": scheduler,
+            "initial": self._initial,
+            "scheduler": scheduler_state(self.scheduler),
             "random": random,
-            "run": state,
+            "run": {**self.state.to_dict(), "seconds": self.elapsed},
             "epochs": self.options.epochs,
+            "steps": self.total_steps,
             "eval_key": self.eval_key,
-            "callbacks": {type(item).__name__: item.state() for item in self.callbacks},
-            "recipe": self.options.recipe(self.workers),
+            "callbacks": self.callback_states(),
+            "recipe": self.recipe,
         }
         write_state(path, tree)
 
     def read_checkpoint(self, path: Path) -> None:
-        tree = read_state(path)
-        _require_same_network(self.modeler.network, tree["modeler"]["network"], path)
-        self._warn_of_changes(tree["recipe"], path)
-        kind = type(self.scheduler).__name__
-        if kind in _TO_THE_END and self.options.epochs > tree["epochs"]:
-            raise UsageError(
-                f"{path}: its schedule ({kind}) ends after {tree['epochs']} epochs; found"
-                f" {self.options.epochs} to train",
-                hint="--fresh starts over",
-            )
+        # The other workers get it from the first one, whose machine has the file.
+        tree = self.of_first(read_state(path) if self.rank == 0 else None)
+        require_same_network(self.modeler.network, tree["modeler"]["network"], path)
+        state = RunState(**tree["run"])
+        recipe = self.recipe
+        if recipe["eval_key"] == tree["eval_key"]:  # it is the evaluation's own
+            recipe = {**recipe, "eval_key": tree["recipe"]["eval_key"]}
+        changed = changes_since(
+            path,
+            tree["recipe"],
+            recipe,
+            epoch=state.epoch + 1,
+            is_within_epoch=bool(state.batch),
+            is_measured=bool(state.history),
+        )
+        options = self.options
+        steps = self.total_steps if options.interval == "iteration" else None
+        require_schedule(self.scheduler, tree, options.epochs, steps, path)
         self.modeler.restore(tree["modeler"])
-        try:
-            self.optimizer.load_state_dict(tree["optimizer"])
-        except ValueError as error:
-            raise ModelError(
-                f"{path}: its optimizer does not fit: {error}",
-                hint="--fresh starts over",
-            ) from error
-        if self.scheduler is not None and tree["scheduler"] is not None:
-            self.scheduler.load_state_dict(tree["scheduler"])
-        if tree["run"]["batch"] and len(tree["random"]) == self.workers:
+        taken = restore_optimizer(self.optimizer, tree["optimizer"], tree["initial"], path)
+        restore_scheduler(self.scheduler, tree["scheduler"], takes_rates=bool(taken))
+        if state.batch:
             self._restored_random = tree["random"][self.rank]
-        self.state = RunState(**tree["run"])
-        self.eval_key = tree["eval_key"]
-        for callback in self.callbacks:
-            found = tree["callbacks"].get(type(callback).__name__)
-            if found:
-                callback.restore(found)
-
-    def _warn_of_changes(self, recipe: Mapping[str, Any], path: Path) -> None:
-        import logging
-
-        own = self.options.recipe(self.workers)
-        changed = [name for name in own if name in recipe and recipe[name] != own[name]]
-        if changed:
+        if options.epochs > tree["epochs"] or "early_stopping_patience" in changed:
+            state.stop_reason = None  # it stopped early, and is to go on all the same
+        self.state, self.eval_key = state, tree["eval_key"]
+        self.restore_callbacks(tree["callbacks"])
+        if changed or taken:
             logging.getLogger("ingot").warning(
                 "%s was written with another %s: what follows is not what one run would give",
                 path.name,
-                ", ".join(changed),
+                described({**changed, **taken}),
             )
 
 
@@ -265,38 +268,3 @@ def freeze_statistics(network: Any) -> None:
 def _set_rates(optimizer: Any, rates: Sequence[float]) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def _seed_loader(loader: Any, seed: int, epoch: int) -> None:
-    """Let the order of a ``DataLoader`` with a generator or sampler of its own be the epoch's."""
-    from .inputter import random_generator
-
-    drawn = int(random_generator(seed, epoch, 1).integers(0, 2**62))
-    owners: list[Any] = [loader, getattr(loader, "sampler", None)]
-    for owner in owners:
-        generator: Any = getattr(owner, "generator", None)
-        if hasattr(generator, "manual_seed"):
-            generator.manual_seed(drawn)
-        if hasattr(owner, "set_epoch"):
-            owner.set_epoch(epoch)
-
-
-def _plain_state(scheduler: Any) -> dict[str, Any]:
-    """Return a scheduler's state without functions, which its constructor makes again."""
-    import inspect
-
-    state = scheduler.state_dict()
-    return {name: value for name, value in state.items() if not inspect.isroutine(value)}
-
-
-def _require_same_network(network: Any, state: Mapping[str, Any], path: Path) -> None:
-    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    for name in [*own, *(name for name in found if name not in own)]:
-        if own.get(name) != found.get(name):
-            raise ModelError(
-                f"{path}: a checkpoint of another network: the tensor {name!r} is"
-                f" {found.get(name, 'missing')} in it, and {own.get(name, 'missing')} in the"
-                " network",
-                hint="--fresh starts over",
-            )

@@ -7,19 +7,17 @@ background).
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import InputError
-from ..frameworks.base import import_framework
+from .coco import coco_evaluation
 from .device import Device
+from .evaluation import PER_SAMPLE
 from .forward_pass import ForwardPass, structure
 from .torch_losses import OutputLoss
 from .torch_metrics import OutputEvaluation
 
-_METRICS = ("map", "map50", "map75", "map_small", "map_medium", "map_large")
 _VARIANCES = (0.1, 0.2)
 
 
@@ -186,7 +184,8 @@ class DetectionEvaluation(OutputEvaluation):
             else:
                 found += self.decoded(*outputs)
         height, width = self.image_size
-        return coco_metrics(found, wanted, height, width)
+        metrics, image_ap = coco_evaluation(found, wanted, height, width)
+        return {**metrics, PER_SAMPLE: {"image_ap": image_ap}}
 
     def decoded(self, logits: Any, offsets: Any) -> list[Any]:
         """Return boxes, scores and labels of each image, the strongest first."""
@@ -226,67 +225,3 @@ def _suppressed(boxes: Any, scores: Any, labels: Any, overlap: float, most: int)
             kept.append(index)
             alive &= ~rivals[index]
     return boxes[kept], scores[kept], labels[kept]
-
-
-def coco_metrics(found: list[Any], wanted: list[Any], height: int, width: int) -> dict[str, float]:
-    """Return the metrics of COCO (pycocotools) for boxes of all images.
-
-    Args:
-        found: boxes, scores and labels of each image; boxes are fractions of the image's size.
-        wanted: boxes and labels of each image.
-        height: of the images in pixels.
-        width: likewise.
-
-    Returns:
-        ``map``, ``map50``, ``map75``, and ``map_small``, ``map_medium``, ``map_large`` where such
-        boxes exist.
-    """
-    import numpy as np
-
-    coco_module = import_framework("pycocotools.coco", "train")
-    evaluation_module = import_framework("pycocotools.cocoeval", "train")
-    scale = np.array([width, height, width, height], np.float64)
-
-    def entries(image: int, boxes: Any, labels: Any, scores: Any = None) -> list[dict[str, Any]]:
-        corners = boxes.detach().cpu().numpy().astype(np.float64) * scale
-        sizes = corners[:, 2:] - corners[:, :2]
-        return [
-            {
-                "image_id": image,
-                "category_id": int(label),
-                "bbox": [*corners[index, :2].tolist(), *sizes[index].tolist()],
-                "area": float(sizes[index].prod()),
-                "iscrowd": 0,
-                **({} if scores is None else {"score": float(scores[index])}),
-            }
-            for index, label in enumerate(labels.tolist())
-        ]
-
-    annotations = [
-        entry
-        for image, (boxes, labels) in enumerate(wanted)
-        for entry in entries(image, boxes, labels)
-    ]
-    results = [
-        entry
-        for image, (boxes, scores, labels) in enumerate(found)
-        for entry in entries(image, boxes, labels, scores)
-    ]
-    if not annotations or not results:
-        return {"map": 0.0, "map50": 0.0, "map75": 0.0}
-    classes = sorted({entry["category_id"] for entry in (*annotations, *results)})
-    coco = coco_module.COCO()
-    coco.dataset = {
-        "info": {},
-        "images": [{"id": image} for image in range(len(wanted))],
-        "categories": [{"id": label} for label in classes],
-        "annotations": [{**entry, "id": index + 1} for index, entry in enumerate(annotations)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-        evaluator = evaluation_module.COCOeval(coco, coco.loadRes(results), "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    values = evaluator.stats[: len(_METRICS)]
-    return {name: float(value) for name, value in zip(_METRICS, values, strict=True) if value >= 0}

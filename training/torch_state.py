@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..runtime.atomic import replacing
 
 _KEY = "ingot_training"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def write_tensors(
@@ -21,17 +21,8 @@ def write_tensors(
     """Write tensors that share no memory to a safetensors file; complete, or not at all."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file; safetensors writes its own as 0600
+    with replacing(path, sync=True) as temporary:
         save_file(dict(tensors), temporary, metadata=metadata)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_state(path: Path, tree: Any) -> None:
@@ -116,49 +107,3 @@ def _decode(value: Any, tensors: dict[str, Any]) -> Any:
         return tuple(_decode(content, tensors))
     pairs = {_decode(key, tensors): _decode(item, tensors) for key, item in content}
     return Counter(pairs) if kind == "counter" else pairs
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of the random generators of Python, NumPy and PyTorch."""
-    import random
-
-    import numpy as np
-    import torch
-
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=True),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the random generators into a state that :func:`random_state` returned."""
-    import random
-
-    import numpy as np
-    import torch
-
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def seed_everything(*seeds: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch with what belongs to some integers."""
-    import random
-
-    import numpy as np
-    import torch
-
-    from .inputter import random_generator
-
-    drawn = [int(item) for item in random_generator(*seeds).integers(0, 2**32, 3)]
-    random.seed(drawn[0])
-    np.random.seed(drawn[1])
-    torch.manual_seed(drawn[2])

@@ -16,7 +16,7 @@ from .modules import Inputs, map_tensors
 if TYPE_CHECKING:
     from torch import nn
 
-SAMPLES = 512
+SAMPLES = 256
 """Training samples that sensitivities are measured on."""
 _EXAMPLES = 2
 """Samples that the network is traced with: a batch of 1 hides what depends on the batch."""

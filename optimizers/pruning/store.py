@@ -20,6 +20,8 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...frameworks import ModelSource
+
 
 def save_compressed(
     path: str | Path,
@@ -27,6 +29,7 @@ def save_compressed(
     recipe: Recipe,
     spec: ModelSpec,
     *,
+    source: ModelSource | None = None,
     force: bool = False,
 ) -> tuple[Path, Path]:
     """Write a pruned (and trained) module in Ingot's own format.
@@ -39,6 +42,7 @@ def save_compressed(
         module: what :func:`.prune.prune` returned.
         recipe: likewise.
         spec: of the model that was pruned.
+        source: where that comes from, when it is no entry point but a live module.
         force: replace files that are there.
 
     Returns:
@@ -58,7 +62,7 @@ def save_compressed(
             raise OutputExistsError(f"{file}: is there already", hint="force=True replaces it")
     if spec.model.recipe is not None:
         recipe = Recipe.from_dict(spec.model.recipe).then(recipe)
-    source = replace(source_from_spec(spec), recipe=recipe.to_dict())
+    source = replace(source or source_from_spec(spec), recipe=recipe.to_dict())
     folder = Path(tempfile.mkdtemp(prefix=".ingot-", dir=target.parent.absolute()))
     try:
         held: Any = SimpleNamespace(native=module)

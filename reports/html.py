@@ -1,0 +1,247 @@
+"""A search as one HTML page that needs no network: verdict, charts, trials, settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .charts import channels_chart, css_class, curves_chart, trials_chart
+from .comparison import HEADINGS, comparison_rows, facts, headline
+from .numbers import NONE, count, duration, metric, milliseconds, operations, plain, times
+from .search import Search, Trial, read_search
+from .style import STYLE
+from .svg import clean
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="ingot">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+Cell = tuple[str, str]
+"""Class and markup of a cell."""
+
+
+def search_report(records: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any] | None) -> str:
+    """Return the page of a search that ended, was interrupted, or is going on.
+
+    Args:
+        records: of its journal, in their order.
+        verdict: the document ``verdict.json``; None when there is none yet. A journal that has one
+            needs no other.
+    """
+    search = read_search(records, verdict)
+    body = "\n".join(part for part in _parts(search) if part)
+    return _PAGE.format(title=clean(f"{_title(search)}: ingot"), style=STYLE, body=body)
+
+
+def _title(search: Search) -> str:
+    model = search.run.get("model") or search.verdict.get("model")
+    command = search.run.get("command") or search.verdict.get("command") or "search"
+    return f"{command} {model}" if model else str(command)
+
+
+def _parts(search: Search) -> Iterable[str]:
+    yield _header(search)
+    for warning in search.verdict.get("warnings") or ():
+        yield f'<p class="warning">{clean(str(warning))}</p>'
+    yield _section("Comparison", _comparison(search))
+    yield _section("Trials", _trials_figure(search))
+    yield _section("Channels kept", channels_chart(search.channels_kept()))
+    yield _section("Training", _figure(curves_chart(search)))
+    yield _section("All trials", _trials_table(search))
+    yield _section("The search", _facts(_search_facts(search)))
+    yield _section("Files", _files(search.verdict.get("artifacts")))
+    yield _section("Files of the reference", _files(search.verdict.get("reference_artifacts")))
+    yield _section("Settings", _facts(_pairs(search.run.get("settings"))))
+    versions = search.verdict.get("versions") or search.run.get("versions")
+    yield _section("Versions", _facts(_pairs(versions)))
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section>\n<h2>{title}</h2>\n{content}\n</section>" if content else ""
+
+
+def _header(search: Search) -> str:
+    verdict = search.verdict
+    if verdict:
+        word, line = str(verdict.get("verdict") or ""), headline(verdict)
+        _, _, line = line.partition(": ")
+    else:
+        word, line = "unfinished", f"{len(search.trials)} trials so far, no verdict yet"
+        best = search.best()
+        if best is not None:
+            line += f"; the best: {_gain(search, best)}, drop {plain(best.drop)}"
+    reason = verdict.get("reason")
+    extra = f'<p class="sub">{clean(str(reason))}</p>' if reason and str(reason) != line else ""
+    kind = word if word in ("met", "missed", "interrupted") else "unfinished"
+    return (
+        f'<header class="{kind}">\n<p class="word">{clean(word)}</p>\n'
+        f"<h1>{clean(line)}</h1>\n<p>{clean(_title(search))}</p>\n{extra}</header>"
+    )
+
+
+def _comparison(search: Search) -> str:
+    shown = dict(search.verdict) or {"reference": search.measured, "eval_key": search.key}
+    rows = [
+        [
+            ("", clean(row.label)),
+            ("num", clean(row.reference)),
+            ("num", clean(row.optimized)),
+            ("num gain", clean(row.enhancement)),
+        ]
+        for row in comparison_rows(shown)
+    ]
+    if not shown.get("optimized"):
+        rows = [row[:2] for row in rows]
+    heads = HEADINGS[: len(rows[0])] if rows else ()
+    return _table(heads, rows, "wraps", row_heads=True) if rows else ""
+
+
+def _trials_figure(search: Search) -> str:
+    drawn = trials_chart(search)
+    unmeasured = sum(
+        trial.value is None or trial.cost(search.latency) is None for trial in search.trials
+    )
+    note = ""
+    if unmeasured:
+        said = "1 trial was" if unmeasured == 1 else f"{unmeasured} trials were"
+        note = f'<p class="note">{said} not measured far enough to be drawn.</p>'
+    return _figure(drawn) + note if drawn else note
+
+
+def _figure(drawing: str) -> str:
+    if not drawing:
+        return ""
+    # What follows the drawing is a legend or a note, which must not scroll with it.
+    svg, end, rest = drawing.partition("</svg>")
+    return f"<figure>{svg}{end}</figure>{rest}"
+
+
+def _gain(search: Search, trial: Trial) -> str:
+    base, cost = search.reference_cost, trial.cost(search.latency)
+    return times(base / cost) if base and cost else NONE
+
+
+def _trials_table(search: Search) -> str:
+    best = search.best()
+    has_latency = any(trial.latency_ms is not None for trial in search.trials)
+    heads = ["trial", "from", "status", "parameters", "ratio", "complexity"]
+    heads += ["latency"] if has_latency else []
+    heads += [search.key or "metric", "drop", "95%", "epochs", "time"]
+    has_reason = any(trial.reason for trial in search.trials)
+    heads += ["reason"] if has_reason else []
+    rows, marked = [], []
+    for number, trial in enumerate(search.trials):
+        status = f'<span class="status {css_class(trial.status)}">{clean(trial.status)}</span>'
+        row = [("", clean(trial.name)), ("", clean(trial.parent or "reference")), ("", status)]
+        values = [count(trial.parameters), _gain(search, trial), operations(trial.macs)]
+        values += [milliseconds(trial.latency_ms)] if has_latency else []
+        between = NONE
+        if trial.interval is not None:
+            between = f"{metric(trial.interval[0])} to {metric(trial.interval[1])}"
+        values += [metric(trial.value), metric(trial.drop), between]
+        values += [plain(trial.epochs), duration(trial.seconds)]
+        row += [("num", value) for value in values]
+        rows.append([*row, ("reason", clean(trial.reason))] if has_reason else row)
+        if best is not None and trial.name == best.name:
+            marked.append(number)
+    if not rows:
+        return '<p class="note">There is no trial.</p>'
+    return _table(heads, rows, "tall", marked)
+
+
+def _search_facts(search: Search) -> list[tuple[str, str]]:
+    if search.verdict:
+        found = facts(search.verdict)
+        folder = search.verdict.get("run_dir")
+        phases = search.verdict.get("phases") or {}
+        if phases:
+            said = ", ".join(f"{name} {duration(value)}" for name, value in phases.items())
+            found.append(("time by phase", said))
+        return [*found, ("run", str(folder))] if folder else found
+    if not search.run:
+        return []
+    return [
+        ("target", str(search.run.get("target", "–"))),
+        ("metric", search.key or "–"),
+        ("permitted drop", plain(search.delta)),
+        ("seed", str(search.run.get("seed", "–"))),
+    ]
+
+
+def _pairs(values: Any) -> list[tuple[str, str]]:
+    if not isinstance(values, Mapping):
+        return []
+    return [
+        (str(name), value if isinstance(value, str) else json.dumps(value, default=str))
+        for name, value in values.items()
+    ]
+
+
+def _facts(pairs: Iterable[tuple[str, str]]) -> str:
+    rows = [f"<tr><th>{clean(name)}</th><td>{clean(value)}</td></tr>" for name, value in pairs]
+    if not rows:
+        return ""
+    return f'<div class="scroll"><table class="facts"><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _files(artifacts: Any) -> str:
+    rows = []
+    for entry in artifacts or ():
+        metrics = entry.get("metrics") or {}
+        path = str(entry.get("path", ""))
+        name = path.replace("\\", "/").rsplit("/", 1)[-1]
+        measured = ", ".join(f"{key} {metric(value)}" for key, value in metrics.items())
+        rows.append(
+            [
+                ("", f'<code title="{clean(path)}">{clean(name)}</code>'),
+                ("", clean(str(entry.get("format", "")))),
+                ("num", count(entry.get("size_bytes"))),
+                ("", clean(measured)),
+                ("", f"<code>{clean(str(entry.get('sha256', ''))[:16])}</code>"),
+            ]
+        )
+    return _table(("file", "format", "bytes", "measured", "sha256"), rows) if rows else ""
+
+
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    kind: str = "",
+    marked: Sequence[int] = (),
+    *,
+    row_heads: bool = False,
+) -> str:
+    """Return a table that scrolls by itself where it is wider than the screen."""
+    aligned = [cell[0] for cell in rows[0]]
+    top = "".join(
+        f'<th class="{"num" if "num" in css else ""}">{clean(head)}</th>'
+        for head, css in zip(heads, aligned, strict=True)
+    )
+    lines = []
+    for number, row in enumerate(rows):
+        cells = []
+        for place, (css, markup) in enumerate(row):
+            tag = "th" if row_heads and place == 0 else "td"
+            cells.append(
+                f'<{tag} class="{css}">{markup}</{tag}>' if css else f"<{tag}>{markup}</{tag}>"
+            )
+        css = ' class="best"' if number in marked else ""
+        lines.append(f"<tr{css}>{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll {kind}"><table><thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
