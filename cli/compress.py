@@ -82,6 +82,13 @@ from .options import Settings, common_options, set_option
 @click.option("--fresh", is_flag=True, help="Remove the search in RUNDIR, and start over.")
 @click.option("--dry-run", is_flag=True, help="Walk through every phase on two batches.")
 @click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that train together on this machine (DDP).",
+)
+@click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of everything that is random."
 )
 @click.option(

@@ -27,6 +27,7 @@ from .compress_setup import (
     run_folder,
     settle,
 )
+from .compress_worker import worker_trainer
 from .shipping import REFERENCE, Shipping, ShippingOptions
 from .signals import on_signals
 
@@ -162,7 +163,7 @@ class _Run:
             "model": model,
             "spec": hash_spec(settled.spec),
             "data": data,
-            "options": hash_of([settled.settings, settled.epochs]),
+            "options": hash_of([settled.settings, settled.epochs, settled.given.nproc]),
             "versions": tool_versions(),
         }
 
@@ -187,6 +188,8 @@ class _Run:
         before = max((record.get("elapsed", 0.0) for record in journal.records), default=0.0)
         budget = Budget(settled.max_evaluations, reserved=RESERVED, before=before)
         services = self._services()
+        if settled.given.nproc > 1:
+            services.trainer = worker_trainer(settled, budget)
 
         def stop() -> bool:
             was_asked, budget.stop_requested = budget.stop_requested, True

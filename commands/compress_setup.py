@@ -55,6 +55,7 @@ class CompressOptions:
     dry_run: bool = False
     seed: int = 0
     strict: bool = False
+    nproc: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Settled:
         max_evaluations: of models on the evaluation split.
         formats: that the result is exported to.
         given: what the caller asked for.
+        overrides: changes of the spec, which it already has.
     """
 
     spec: ModelSpec
@@ -76,6 +78,7 @@ class Settled:
     max_evaluations: int
     formats: tuple[str, ...]
     given: CompressOptions
+    overrides: tuple[str, ...] = ()
 
 
 def settle(
@@ -108,6 +111,10 @@ def settle(
             )
         loaded = load_spec(path, overrides)
     label = spec_label(loaded)
+    if options.nproc > 1 and loaded.path is None:
+        raise UsageError("--nproc: the workers read the spec; expected a file")
+    if options.nproc > 1 and loaded.external_training_loop is not None:
+        raise UsageError("--nproc: external_training_loop trains in one process only")
     if loaded.model.framework != "torch":
         raise SpecError(
             f"{label}: model.framework is {loaded.model.framework!r}; only 'torch' can be pruned",
@@ -161,6 +168,7 @@ def settle(
         most,
         formats,
         options,
+        tuple(overrides),
     )
 
 
@@ -174,7 +182,7 @@ def _stage(spec: ModelSpec, target: Target | None, label: str) -> Stage:
     if target is not None:
         mode = next(mode for mode, name in _MODES.items() if name == target)
         same = [stage for stage in fitting if stage.mode == mode]
-        return same[0] if same else replace(spec.optimization[0], mode=mode)
+        return same[0] if same else replace(spec.optimization[0], mode=mode)  # type: ignore[arg-type]
     if not fitting:
         raise UsageError(
             f"{label}: optimization: found {spec.optimization[0].mode!r}; expected compression or"

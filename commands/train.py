@@ -6,17 +6,15 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SpecError, UsageError
 from ..runtime.atomic import replacing
 from ..specs import ModelSpec, load_spec
+from .signals import on_signals
 from .train_external import refuse_ignored, train_outside
 from .train_result import BEST, RESULT, WEIGHTS, TrainResult
 
@@ -208,22 +206,15 @@ def _nothing_left_empty(folder: Path) -> Iterator[None]:
 def _stop_on_signals() -> Iterator[Callable[[Runner], None]]:
     """Let the first SIGINT or SIGTERM end the run after its present step; a second one, at once."""
     runners: list[Runner] = []
-    previous: dict[signal.Signals, Any] = {}
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop() -> bool:
         if not runners or runners[0].stop_requested:
-            raise KeyboardInterrupt
+            return False
         runners[0].stop_requested = True
+        return True
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, stop)
-    try:
+    with on_signals(stop):
         yield runners.append
-    finally:
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Start several workers of ``train`` on this machine, and say what went wrong when one fails."""
+"""Start several workers that train together here, and say what went wrong when one fails."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ ERRORS = "INGOT_WORKER_ERRORS"
 """Environment variable: the folder that workers write to why they failed."""
 
 
-def run_workers(arguments: Sequence[str], nproc: int) -> None:
-    """Run ``ingot ARGUMENTS`` in as many processes, under torch's elastic launcher.
+def run_workers(arguments: Sequence[str], nproc: int, module: str = "cli") -> None:
+    """Run a module with arguments in as many processes, under torch's elastic launcher.
 
     Args:
-        arguments: the command line, from the name of the command on.
+        arguments: the command line; of the module ``cli`` from the name of the command on.
         nproc: how many.
+        module: from the package on.
 
     Raises:
         WorkerError: one failed; the others were ended.
@@ -54,7 +55,7 @@ def run_workers(arguments: Sequence[str], nproc: int) -> None:
             monitor_interval=0.2,
             start_method="spawn",
         )
-        command = ["-m", f"{__package__.partition('.')[0]}.cli", *arguments]
+        command = ["-m", f"{__package__.partition('.')[0]}.{module}", *arguments]
         try:
             api.elastic_launch(config, sys.executable)(*command)
         except errors.ChildFailedError as error:

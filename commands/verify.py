@@ -51,7 +51,7 @@ class VerifyResult:
     Attributes:
         path: of the package.
         checks: each of them.
-        delta: what was measured for the check ``delta``; None when that was not asked for, or not run.
+        delta: what was measured for the check ``delta``; None where that was not run.
     """
 
     path: Path

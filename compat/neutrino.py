@@ -1,7 +1,8 @@
 """Neutrino's engine and interfaces under their own names.
 
 ``from deeplite.torch_profiler.torch_data_loader import TorchForwardPass`` becomes
-``from ingot.compat.neutrino import TorchForwardPass``, and so on; ``docs/neutrino.md`` says the rest.
+``from ingot.compat.neutrino import TorchForwardPass``, and so on. ``docs/neutrino.md`` says
+what differs.
 """
 
 from __future__ import annotations

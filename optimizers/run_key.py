@@ -128,7 +128,7 @@ def _length(loader: Any) -> int | None:
 
 def _hash_split(loader: Iterable[Any], most: int | None, seed: int) -> str | None:
     seed_everything(seed, 0, 0)
-    generator = getattr(loader, "generator", None)
+    generator: Any = getattr(loader, "generator", None)
     if hasattr(generator, "manual_seed"):
         generator.manual_seed(seed)
     batches = loader.batches(0) if isinstance(loader, Inputter) else iter(loader)

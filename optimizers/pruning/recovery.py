@@ -22,6 +22,8 @@ from .distillation import Distilled
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...training.distributed import Workers
+
 DEFAULT_OPTIMIZER = Component("SGD", {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4})
 """What trains where neither ``fine_tuner`` nor ``full_trainer`` names an optimizer."""
 _SCORES = ("CrossEntropy", "CrossEntropyLoss", "SegmentationCrossEntropy")
@@ -115,6 +117,7 @@ def recover(
     budget: Budget,
     folder: Path,
     report: Callable[[int, float], None] = lambda epoch, loss: None,
+    workers: Workers | None = None,
 ) -> Recovered:
     """Train a network in place; what was trained before the search was killed is not lost.
 
@@ -126,6 +129,7 @@ def recover(
         budget: when it is spent, training ends.
         folder: of its checkpoints; it is removed when the training is complete.
         report: called after each epoch with its number and mean loss.
+        workers: the place of this process among those that train together.
 
     Raises:
         StopSearch: the time is over, or somebody asked to end the search.
@@ -147,7 +151,13 @@ def recover(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         train_network(
-            training, network, options, folder=folder, resume=True, extra_callbacks=(watch,)
+            training,
+            network,
+            options,
+            folder=folder,
+            resume=True,
+            workers=workers,
+            extra_callbacks=(watch,),
         )
     except TrainingInterrupted as error:
         raise StopSearch("signal" if budget.stop_requested else "max_time") from error
@@ -184,7 +194,7 @@ def recover_outside(problem: Problem, network: nn.Module, loop: Any, epochs: int
 
 def _training_problem(problem: Problem, seed: int) -> Problem:
     """Return a problem with the training split only, in an order of its own."""
-    loader = problem.splits["train"]
+    loader: Any = problem.splits["train"]
     if isinstance(loader, Inputter):
         loader = copy.copy(loader)
         loader.seed = seed

@@ -137,6 +137,9 @@ class PruningSearch:
         assert record is not None
         return record
 
+    def _start(self, name: str) -> Path:
+        return self.folder / f"{name}.start.safetensors"
+
     def _weights(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
@@ -167,8 +170,7 @@ class PruningSearch:
             if not plan.is_retraining:
                 network = copy_module(self.reference.network)
                 Recipe.from_dict(pruned["recipe"]).apply(network)
-                start = self.folder / f"{name}.start.safetensors"
-                load_weights(network, start, f"trial {name}")
+                load_weights(network, self._start(name), f"trial {name}")
         elif plan.is_retraining:
             network, _ = self.load(plan.parent)
             parent = self._pruned(plan.parent)
@@ -217,7 +219,7 @@ class PruningSearch:
         latency, slower = None, False
         if self.services.latency is not None:
             latency, slower = self.services.latency(network, parent)
-        self._save(self.folder / f"{name}.start.safetensors", network)
+        self._save(self._start(name), network)
         pruned = self.journal.append(
             "pruned",
             name,
@@ -283,12 +285,23 @@ class PruningSearch:
                 f"trial {name}: epoch {epoch} of {options.epochs}, loss {loss:.4g}"
             )
 
+        losses: tuple[float, ...]
         with self.services.timed("training"):
             if self.services.external_loop is not None:
                 network = recover_outside(
                     self.problem, network, self.services.external_loop, options.epochs
                 )
                 epochs, losses = options.epochs, ()
+            elif self.services.trainer is not None:
+                start = self._start(name)
+                if not start.exists():
+                    self._save(start, network)
+                recipe = Recipe.from_dict(self._pruned(name)["recipe"])
+                done = self.services.trainer(
+                    name, recipe, start, self._weights(name), options.seed, place
+                )
+                epochs, losses = done.epochs, done.losses
+                load_weights(network, self._weights(name), f"trial {name}")
             else:
                 done = recover(
                     self.problem, network, self._teacher, options, self.budget, place, report
@@ -335,7 +348,7 @@ class PruningSearch:
         record = self._record(name, plan, status, start, pruned, **found)
         values = {key: value for key, value in record.items() if key not in ("kind", "name")}
         record = self.journal.append("trial", name, **values)
-        (self.folder / f"{name}.start.safetensors").unlink(missing_ok=True)
+        self._start(name).unlink(missing_ok=True)
         drop = "" if record["drop"] is None else f", drop {record['drop']:.4g}"
         size = "" if record["parameters"] is None else f"{record['parameters']:,} parameters"
         self.services.report(f"trial {name}: {size}{drop}: {status}")

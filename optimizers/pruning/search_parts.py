@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..statistics import Array, Metric
@@ -13,6 +14,9 @@ from .modules import Inputs
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .recipe import Recipe
+    from .recovery import Recovered
 
 Target = Literal["size", "latency"]
 
@@ -73,12 +77,15 @@ class Services:
             where time does not count.
         report: gets a line for each thing that happens.
         external_loop: the user's own trainer.
+        trainer: trains a candidate elsewhere, by its name, recipe, weights at the start, where the
+            weights go, seed, and a folder for checkpoints; None trains here.
     """
 
     count: Callable[[Any], tuple[int, int | None, Mapping[str, int]]]
     latency: Callable[[Any, Any], tuple[float, bool]] | None = None
     report: Callable[[str], None] = lambda line: None
     external_loop: Any = None
+    trainer: Callable[[str, Recipe, Path, Path, int, Path], Recovered] | None = None
     phases: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
