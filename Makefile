@@ -25,7 +25,7 @@ unexport PYTHONPATH PYTHONHOME
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) ## package a small network for four frameworks, run and verify each
+demo: $(STAMP) ## package a small network for four frameworks, run and verify each, compress it
 	$(RUN) examples/demo.py
 
 test: $(STAMP) ## run every test

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from ..optimizers.budget import Budget
     from ..optimizers.pruning import Recipe
     from ..optimizers.pruning.recovery import Recovered
+    from ..training.options import TrainerOptions
     from .compress_setup import Settled
 
-Trainer = Callable[[str, "Recipe", Path, Path, int, Path], "Recovered"]
+Trainer = Callable[[str, "Recipe", Path, Path, "TrainerOptions", Path], "Recovered"]
 
 
 def worker_trainer(settled: Settled, budget: Budget) -> Trainer:
@@ -35,7 +36,7 @@ def worker_trainer(settled: Settled, budget: Budget) -> Trainer:
     """
 
     def train(
-        name: str, recipe: Recipe, start: Path, target: Path, seed: int, folder: Path
+        name: str, recipe: Recipe, start: Path, target: Path, options: TrainerOptions, folder: Path
     ) -> Recovered:
         from ..optimizers.budget import StopSearch
         from ..optimizers.pruning.recovery import Recovered
@@ -51,7 +52,8 @@ def worker_trainer(settled: Settled, budget: Budget) -> Trainer:
             "start": str(start),
             "target": str(target),
             "epochs": settled.epochs,
-            "seed": seed,
+            "seed": options.seed,
+            "rate": options.learning_rate_factor,
             "model_seed": settled.settings.seed,
             "seconds": max(0.0, budget.max_seconds - budget.elapsed),
             "folder": str(folder),
@@ -106,6 +108,7 @@ def run_job(job: Mapping[str, Any]) -> None:
         hasattr(problem.splits["train"], "__len__"),
         device=device,
         seed=job["seed"],
+        learning_rate_factor=job["rate"],
     )
     budget = Budget(1, job["seconds"])
 

@@ -123,9 +123,7 @@ def verify(
     if spec is not None:
         promise = settle_promise(spec, delta, eval_split, reference, overrides)
     elif delta is not None or eval_split is not None or reference is not None or overrides:
-        raise UsageError(
-            "found options of a measurement without a spec; expected --delta --spec SPEC"
-        )
+        raise UsageError("found options of a measurement without its spec; expected spec=...")
     path = expand(package)
     kind = detect(path)
     checks: list[Check] = []

@@ -1,4 +1,4 @@
-"""Train a digits classifier, package it four ways, and run and verify all four through one command.
+"""Train a digits classifier, package it four ways, run and verify all four, and compress it.
 
     python examples/demo.py [FOLDER]
 
@@ -96,9 +96,18 @@ def main(folder: Path) -> None:
             f"/{len(checks['checks'])} checks",
         )
     console.print(table)
+
+    console.rule("4. compress it: as small as one point of accuracy on the test images allows")
+    search = ("compress", "compress.yaml", "-o", "compressed", "--max-evaluations", "12")
+    print(run(console, folder, *ingot, *search, "--quiet"))
+
+    console.rule("5. measure that promise again, on the package that would ship")
+    shipped = ("compressed/opt_model.ingot", "--delta", "--spec", "compress.yaml")
+    print(run(console, folder, *ingot, "verify", *shipped, "--trust-code"))
     console.print(
         f"Done in {time.perf_counter() - started:.0f} s. The packages are in {folder}/; try\n"
-        f"  .venv/bin/ingot inspect {folder}/onnx.ingot",
+        f"  .venv/bin/ingot inspect {folder}/onnx.ingot\n"
+        f"  .venv/bin/ingot runs show {folder}/compressed",
         highlight=False,
     )
 

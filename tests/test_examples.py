@@ -19,7 +19,8 @@ import ingot
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SPECS = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.name != "problem.yaml")
-DIGITS = [path.name for path in SPECS if path.parent.name == "digits"]
+PACKAGED = ("keras.yaml", "onnx.yaml", "pytorch.yaml", "torchscript.yaml")
+DIGITS = [path.name for path in SPECS if path.parent.name == "digits" and path.name in PACKAGED]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,17 @@ def test_digits_packages_compute_what_the_source_does(digits, name, tmp_path):
 
 
 @pytest.mark.slow
+def test_digits_as_it_is_compressed_is_the_network_that_was_trained(digits):
+    with ingot.load(digits / "pytorch.yaml") as trained:
+        expected = trained.infer({"image": np.load(digits / "golden.npz")["image"]})["logits"]
+    with ingot.load(digits / "compress.yaml") as model:
+        found = model.infer({"image": np.load(digits / "golden.npz")["image"]})["logits"]
+
+    np.testing.assert_array_equal(found, expected)
+    assert ingot.evaluate(digits / "compress.yaml").entries[0].metrics["accuracy"] > 97
+
+
+@pytest.mark.slow
 def test_demo_runs_from_start_to_end(tmp_path, empty_home):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
@@ -139,6 +151,11 @@ def test_demo_runs_from_start_to_end(tmp_path, empty_home):
 
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("5/5 checks") == 4
+    assert "within the permitted drop" in process.stdout
+    assert "PASS  delta" in process.stdout
+    verdict = json.loads((tmp_path / "demo" / "compressed" / "verdict.json").read_text())
+    assert verdict["drop"] <= verdict["delta"] == 1.0
+    assert verdict["size_ratio"] > 2
     assert not any(empty_home.iterdir())
 
 

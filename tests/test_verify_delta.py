@@ -205,7 +205,6 @@ def test_code_that_is_not_trusted_is_not_run(searched: tuple[Path, Any]) -> None
     [
         (("FILE", "--delta"), 2, "--spec"),
         (("FILE", "--spec", "SPEC"), 2, "--delta"),
-        (("FILE", "--delta=-1", "--spec", "SPEC"), 2, "at least 0"),
         (("FILE", "--delta", "nan", "--spec", "SPEC"), 2, "at least 0"),
         (("--delta", "FILE", "--spec", "SPEC"), 2, "PACKAGE stands before --delta"),
         (("FILE", "--delta", "--spec", "FILE"), 2, "expected a spec"),
@@ -230,3 +229,12 @@ def test_what_cannot_be_is_refused(
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert not done.stdout
+
+
+def test_options_in_python_that_cannot_be(searched: tuple[Path, Any]) -> None:
+    spec, verdict = searched
+
+    with pytest.raises(ingot.UsageError, match="found -1; expected a number of at least 0"):
+        ingot.verify(shipped(verdict, "onnx"), spec=spec, delta=-1)
+    with pytest.raises(ingot.UsageError, match="without its spec"):
+        ingot.verify(shipped(verdict, "onnx"), delta=1)

@@ -41,6 +41,7 @@ class TrainerOptions:
         precision: ``bf16`` computes the forward pass under autocast.
         channels_last: keep images and filters channels-last in memory.
         scale_learning_rate: multiply the learning rate by the number of workers.
+        learning_rate_factor: multiply the learning rate that the optimizer was made with by it.
         seed: of everything that is random.
         device: where to train.
         log_frequency: steps from one record to the next; None is about two a second.
@@ -68,6 +69,7 @@ class TrainerOptions:
     precision: Precision = "fp32"
     channels_last: bool = False
     scale_learning_rate: bool = False
+    learning_rate_factor: float = 1.0
     seed: int = 0
     device: Device = Device.CPU
     log_frequency: int | None = None

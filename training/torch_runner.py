@@ -95,9 +95,12 @@ class TorchRunner(Runner):
             weight_decay=options.weight_decay,
             weight_decay_skip=options.weight_decay_skip,
         )
+        factor = options.learning_rate_factor
         if options.scale_learning_rate:
+            factor *= self.workers
+        if factor != 1.0:
             for group in self.optimizer.param_groups:
-                group["lr"] *= self.workers
+                group["lr"] *= factor
         self.scheduler = make_scheduler(
             options.scheduler,
             self.optimizer,

@@ -12,6 +12,8 @@ _GROWTH = 1.15
 _LARGEST = 2.0
 _WORTH_MORE = 2.5
 """A candidate whose drop is up to this many times delta gets a second training."""
+_SLOWER = 0.2
+_MOST_RATES = 3
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Plan:
         parent: the trial that it is made of; empty for the reference.
         ratio: of the parent's cost to its own; 1 where the parent is only trained longer.
         limit: a drop above it is of no use.
+        rate: factor of the learning rate.
     """
 
     parent: str
     ratio: float
     limit: float
+    rate: float = 1.0
 
     @property
     def is_retraining(self) -> bool:
@@ -34,8 +38,21 @@ class Plan:
         return self.ratio == 1.0
 
 
+@dataclass(frozen=True)
+class _First:
+    """A first candidate, trained with some learning rate."""
+
+    name: str
+    status: Status
+    drop: float
+    rate: float
+
+
 class Descent:
     """Decides from what was measured so far, and nothing else.
+
+    The learning rate of the spec is one for a long training. If the first candidate is not well
+    within delta it is trained again with lower ones, for as long as that helps; the best is kept.
 
     A candidate within delta is where the next step starts. One that missed by little is trained
     once more; one that missed by more, or again, is given up, and a smaller step is made from where
@@ -45,23 +62,29 @@ class Descent:
         delta: the permitted drop.
         level: 2 begins with smaller steps.
         deepsearch: go on with smaller steps at the end.
+        rates: whether learning rates are tried at all.
     """
 
-    def __init__(self, delta: float, level: int = 1, deepsearch: bool = False) -> None:
+    def __init__(
+        self, delta: float, level: int = 1, deepsearch: bool = False, rates: bool = True
+    ) -> None:
         self.delta = delta
         self.ratio = 1.6 if level == 1 else 1.45
         self.least = 1.03 if deepsearch else 1.15 if level == 1 else 1.08
+        self.rate = 1.0
         self.best = ""
         self.again: str | None = None
         self.converged = False
+        self._first: list[_First] | None = [] if rates else None
 
     def plan(self) -> Plan | None:
         """Return the next candidate; None when the search has converged."""
         if self.converged:
             return None
         if self.again is not None:
-            return Plan(self.again, 1.0, self.delta)
-        return Plan(self.best, self.ratio, max(_WORTH_MORE * self.delta, 1e-12))
+            return Plan(self.again, 1.0, self.delta, self.rate)
+        limit = max(_WORTH_MORE * self.delta, 1e-12)
+        return Plan(self.best, self.ratio, limit, self.rate)
 
     def learn(self, name: str, status: Status, drop: float | None) -> None:
         """Take in how a candidate ended.
@@ -71,6 +94,26 @@ class Descent:
             status: how.
             drop: its drop, if it was measured.
         """
+        if self._first is not None:
+            self._first.append(_First(name, status, math.inf if drop is None else drop, self.rate))
+            if not self._has_rate(self._first):
+                self.rate *= _SLOWER
+                return
+            best = min(self._first, key=lambda entry: entry.drop)
+            self._first, self.rate = None, best.rate
+            name, status = best.name, best.status
+            drop = None if math.isinf(best.drop) else best.drop
+        self._learn(name, status, drop)
+
+    def _has_rate(self, tried: list[_First]) -> bool:
+        last = tried[-1]
+        if last.status == "slower" or len(tried) == _MOST_RATES:
+            return True
+        if last.status == "accepted" and last.drop <= self.delta / 2:
+            return True
+        return len(tried) > 1 and last.drop >= tried[-2].drop
+
+    def _learn(self, name: str, status: Status, drop: float | None) -> None:
         was_again, self.again = self.again is not None, None
         if status == "accepted":
             self.best = name

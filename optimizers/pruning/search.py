@@ -92,7 +92,9 @@ class PruningSearch:
             StopSearch: the budget is spent, or somebody asked to end it.
             CheckError: pruning computed something else than masking.
         """
-        descent = Descent(self.settings.delta, self.settings.level, self.settings.deepsearch)
+        settings = self.settings
+        trains_here = bool(self.options.epochs) and self.services.external_loop is None
+        descent = Descent(settings.delta, settings.level, settings.deepsearch, trains_here)
         number = 0
         while (plan := descent.plan()) is not None:
             number += 1
@@ -102,7 +104,7 @@ class PruningSearch:
             else:
                 self.budget.spend(int(record["drop"] is not None), record["epochs"])
             descent.learn(str(number), record["status"], record["drop"])
-            if self.settings.dry_run and record["status"] != "failed":
+            if settings.dry_run and record["status"] != "failed":
                 return
 
     def trials(self) -> list[Record]:
@@ -243,7 +245,7 @@ class PruningSearch:
             return self._write(name, plan, "slower", start, pruned, reason=reason)
         trained = self.journal.find("trained", name)
         if trained is None:
-            network, trained = self._train(name, network)
+            network, trained = self._train(name, network, plan.rate)
         else:
             network, _ = self.load(name)
         self.budget.spend(1, trained["epochs"])
@@ -276,8 +278,8 @@ class PruningSearch:
             **found,
         )
 
-    def _train(self, name: str, network: nn.Module) -> tuple[nn.Module, Record]:
-        options = replace(self.options, seed=self._seed(name))
+    def _train(self, name: str, network: nn.Module, rate: float) -> tuple[nn.Module, Record]:
+        options = replace(self.options, seed=self._seed(name), learning_rate_factor=rate)
         place = self.folder / f"{name}.training"
 
         def report(epoch: int, loss: float) -> None:
@@ -298,7 +300,7 @@ class PruningSearch:
                     self._save(start, network)
                 recipe = Recipe.from_dict(self._pruned(name)["recipe"])
                 done = self.services.trainer(
-                    name, recipe, start, self._weights(name), options.seed, place
+                    name, recipe, start, self._weights(name), options, place
                 )
                 epochs, losses = done.epochs, done.losses
                 load_weights(network, self._weights(name), f"trial {name}")
@@ -369,6 +371,7 @@ class PruningSearch:
             "name": name,
             "parent": plan.parent,
             "ratio": plan.ratio,
+            "rate": plan.rate,
             "status": status,
             "kept": held.get("kept", {}),
             "parameters": held.get("parameters"),

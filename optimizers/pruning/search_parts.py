@@ -15,6 +15,7 @@ from .modules import Inputs
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...training.options import TrainerOptions
     from .recipe import Recipe
     from .recovery import Recovered
 
@@ -78,14 +79,14 @@ class Services:
         report: gets a line for each thing that happens.
         external_loop: the user's own trainer.
         trainer: trains a candidate elsewhere, by its name, recipe, weights at the start, where the
-            weights go, seed, and a folder for checkpoints; None trains here.
+            weights go, options, and a folder for checkpoints; None trains here.
     """
 
     count: Callable[[Any], tuple[int, int | None, Mapping[str, int]]]
     latency: Callable[[Any, Any], tuple[float, bool]] | None = None
     report: Callable[[str], None] = lambda line: None
     external_loop: Any = None
-    trainer: Callable[[str, Recipe, Path, Path, int, Path], Recovered] | None = None
+    trainer: Callable[[str, Recipe, Path, Path, TrainerOptions, Path], Recovered] | None = None
     phases: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
