@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import sys
@@ -92,21 +93,18 @@ class LiveModel:
             key=str,
         )
         # Shapes that a forward pass has seen depend on who used it before.
-        seen, self.forward_pass._seen = self.forward_pass._seen, None
-        try:
-            parts = describe(
-                [
-                    self.forward_pass,
-                    self.loss,
-                    self.loss_kwargs,
-                    self.evaluation,
-                    self.optimizer,
-                    self.external_loop,
-                ]
-            )
-        finally:
-            self.forward_pass._seen = seen
-        return {"classes": own, "parts": parts}
+        seen = {name: None for name in ("_seen",) if hasattr(self.forward_pass, name)}
+        fresh = copy.copy(self.forward_pass)
+        vars(fresh).update(seen)
+        given = [
+            fresh,
+            self.loss,
+            self.loss_kwargs,
+            self.evaluation,
+            self.optimizer,
+            self.external_loop,
+        ]
+        return {"classes": own, "parts": describe(given)}
 
 
 def made(given: Any, kwargs: dict[str, Any], context: Mapping[str, Any], key: str) -> Any:

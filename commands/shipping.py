@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SpecError
+from ..errors import IngotError, SpecError
 from ..optimizers.latency import Comparison, compare_latency
 from ..optimizers.verdict import ShippedFile
 from ..specs import ModelSpec
@@ -153,19 +153,27 @@ class Shipping:
         """Package a network that was saved; None where no other process can build it."""
         from .package import package
 
-        if self.source.native is not None:
+        is_live = self.source.native is not None
+        if is_live:
             from .compress_live import why_not_rebuilt
 
             reason = why_not_rebuilt(self.source, self._outputs)
             if reason is not None:
                 self.progress(f"no package is made: {reason}")
                 return None
-        made = package(
-            self.options.folder / f"{stem}.json",
-            self.options.folder / f"{stem}.ingot",
-            force=True,
-            progress=self.progress,
-        )
+        try:
+            made = package(
+                self.options.folder / f"{stem}.json",
+                self.options.folder / f"{stem}.ingot",
+                force=True,
+                progress=self.progress,
+            )
+        except IngotError as error:
+            if not is_live:
+                raise
+            # Nobody said where the code of a live module lies: it was guessed.
+            self.progress(f"no package is made: {error.message}")
+            return None
         return ShippedFile(made.path, "package", made.sha256, made.size_bytes)
 
     def evaluate(self, path: Path, split: str | None = None) -> Evaluation:

@@ -62,13 +62,18 @@ class Neutrino:
         self.data = _splits(data)
         self.config = read_config(config)
         self.forward_pass = forward_pass or TorchForwardPass((0, "_"))
-        for name in _FORWARD_METHODS:
-            if not callable(getattr(self.forward_pass, name, None)):
-                raise UsageError(
-                    f"forward_pass: found a {type(forward_pass).__name__} without {name}; expected"
-                    " a ForwardPass",
-                    hint="an object, not its class" if isinstance(forward_pass, type) else None,
-                )
+        missing = [
+            name
+            for name in _FORWARD_METHODS
+            if not callable(getattr(self.forward_pass, name, None))
+        ]
+        if missing or isinstance(forward_pass, type):
+            found = getattr(forward_pass, "__name__", type(forward_pass).__name__)
+            raise UsageError(
+                f"forward_pass: found {found}; expected an object with"
+                f" {' and '.join(_FORWARD_METHODS)}",
+                hint="TorchForwardPass((0, '_')) calls model(x) with batches (x, y)",
+            )
         if loss_function_kwargs and not isinstance(loss_function_cls, type):
             raise UsageError(
                 "loss_function_kwargs: found arguments, and no class in loss_function_cls; expected"

@@ -265,7 +265,9 @@ def exported_program(job: Job, variant: Variant, precision: str = "fp32") -> Any
         for spec in variant.inputs
         if spec.name in values
     }
-    dynamic: Any = {name: shapes[name] for name in kwargs} if kwargs else tuple(shapes.values())
+    dynamic: Any = {name: shapes[name] for name in kwargs}
+    if not kwargs:
+        dynamic = _by_position(module, list(shapes.values()))
     with converting(job.source.label, "torch.export"):
         if isinstance(module, torch.jit.ScriptModule):
             module = _module_of_script(module, tuple(values.values()), job.source.label)
@@ -282,6 +284,15 @@ def exported_program(job: Job, variant: Variant, precision: str = "fp32") -> Any
     _check_bounds(job, module, program, order, values)
     job.shared[key] = program
     return program
+
+
+def _by_position(module: Any, shapes: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what is free of each argument; what ``*args`` takes is one tuple to torch.export."""
+    kinds = [entry.kind for entry in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(shapes)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], tuple(shapes[first:]))
 
 
 def _check_bounds(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,66 @@ import numpy as np
 _DEEPEST = 6
 
 
-def describe(value: Any, depth: int = 0) -> Any:
+def describe(value: Any) -> Any:
     """Return what an object is: its values, and the code of its class, but no address in memory.
 
-    What lies deeper than a few levels counts by its type only. Two objects that are described
-    differently may still do the same, as when a class was renamed.
+    What lies deeper than a few levels, or was described before, counts by its type only. Two
+    objects that are described differently may still do the same, as when a class was renamed.
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if depth > _DEEPEST:
-        return _name(type(value))
-    if isinstance(value, Mapping):
-        return {str(name): describe(child, depth + 1) for name, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(child, depth + 1) for child in value]
-    if isinstance(value, set | frozenset):
-        return sorted((describe(child, depth + 1) for child in value), key=str)
-    if isinstance(value, type):
-        return [_name(value), _code(value)]
-    if isinstance(value, partial):
-        return describe([value.func, value.args, value.keywords], depth + 1)
-    if inspect.ismethod(value):
-        return describe([value.__func__, value.__self__], depth + 1)
-    if inspect.isfunction(value):
-        return _function(value, depth)
-    array = _array(value)
-    if array is not None:
-        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        return [str(array.dtype), list(array.shape), digest]
-    if hasattr(value, "state_dict") and hasattr(value, "named_modules"):
-        return [describe(type(value)), repr(value), describe(value.state_dict(), depth + 1)]
-    held = vars(value) if hasattr(value, "__dict__") else {}
-    return [describe(type(value)), describe(held, depth + 1)]
+    return _Describer().describe(value, 0)
+
+
+class _Describer:
+    """Walks through an object; it keeps what it saw, so that no address is used twice."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Any] = {}
+
+    def describe(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, type):
+            return [_name(value), _code(value)]
+        if depth > _DEEPEST or id(value) in self._seen:
+            return _name(type(value))
+        self._seen[id(value)] = value
+        if isinstance(value, Mapping):
+            return {str(name): self.describe(child, depth + 1) for name, child in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.describe(child, depth + 1) for child in value]
+        if isinstance(value, set | frozenset):
+            return sorted((self.describe(child, depth + 1) for child in value), key=str)
+        if isinstance(value, partial):
+            return self.describe([value.func, value.args, value.keywords], depth)
+        if inspect.ismethod(value):
+            return self.describe([value.__func__, value.__self__], depth)
+        if inspect.isfunction(value):
+            return self._function(value, depth)
+        array = _array(value)
+        if array is not None:
+            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+            return [str(array.dtype), list(array.shape), digest]
+        return self._object(value, depth)
+
+    def _object(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        if kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+            text = repr(value)  # a logger, a lock, a date: what they hold may be anything
+            return [_name(kind), None if " at 0x" in text else text]
+        if hasattr(value, "state_dict") and hasattr(value, "named_modules"):
+            state = dict(value.state_dict())
+            return [_name(kind), _code(kind), repr(value), self.describe(state, depth)]
+        held = dict(vars(value)) if hasattr(value, "__dict__") else {}
+        return [_name(kind), _code(kind), self.describe(held, depth + 1)]
+
+    def _function(self, value: Any, depth: int) -> Any:
+        held: list[Any] = [value.__defaults__, value.__kwdefaults__]
+        for cell in value.__closure__ or ():
+            try:
+                held.append(cell.cell_contents)
+            except ValueError:  # a name that was not given a value yet
+                held.append(None)
+        return [_name(value), _code(value), self.describe(held, depth + 1)]
 
 
 def _name(kind: Any) -> str:
@@ -55,7 +81,7 @@ def _name(kind: Any) -> str:
 
 
 def _code(value: Any) -> str | None:
-    """Return the hash of a class's or function's source, of the classes that it extends, too."""
+    """Return the hash of a function's source, or of a class's and of those that it extends."""
     texts = []
     for item in value.__mro__ if isinstance(value, type) else (value,):
         if (item.__module__ or "").partition(".")[0] in ("builtins", "torch", "abc"):
@@ -66,17 +92,6 @@ def _code(value: Any) -> str | None:
             code = getattr(item, "__code__", None)
             texts.append(_name(item) if code is None else code.co_code.hex())
     return hashlib.sha256("\n".join(texts).encode()).hexdigest() if texts else None
-
-
-def _function(value: Any, depth: int) -> Any:
-    cells = []
-    for cell in value.__closure__ or ():
-        try:
-            cells.append(describe(cell.cell_contents, depth + 1))
-        except ValueError:  # a name that was not given a value yet
-            cells.append(None)
-    defaults = describe([value.__defaults__, value.__kwdefaults__], depth + 1)
-    return [_name(value), _code(value), defaults, cells]
 
 
 def _array(value: Any) -> np.ndarray[Any, Any] | None:
