@@ -129,14 +129,11 @@ def command(
     from ..commands.compress import compress
     from ..commands.compress_setup import CompressOptions
     from ..commands.search_outputs import write_depfile, write_step_summary
-    from .console_compress import print_verdict
+    from .console_compress import print_verdict, search_progress
 
-    verdict = compress(
-        spec,
-        CompressOptions(max_seconds=max_time, exclude=exclude, formats=formats, **options),
-        overrides=overrides,
-        progress=settings.progress,
-    )
+    wanted = CompressOptions(max_seconds=max_time, exclude=exclude, formats=formats, **options)
+    with search_progress(settings) as (progress, watch):
+        verdict = compress(spec, wanted, overrides=overrides, progress=progress, watch=watch)
     document = verdict.to_dict()
     if depfile is not None:
         write_depfile(depfile, verdict, spec)

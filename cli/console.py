@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +13,9 @@ import click
 from rich.console import Console, RenderableType
 from rich.style import StyleType
 from rich.table import Table
+from rich.text import Text
 
-from .options import printable
+from .options import TerminalHandler, echo_error, printable
 
 if TYPE_CHECKING:
     from ..commands.infer import InferResult
@@ -65,6 +67,23 @@ def print_table(table: Table) -> None:
         console.print(table)
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
+
+
+@contextmanager
+def lines_above(console: Console) -> Iterator[None]:
+    """Let messages appear above what a console draws at its end, such as a bar."""
+    handlers = [
+        handler
+        for handler in logging.getLogger("ingot").handlers
+        if isinstance(handler, TerminalHandler)
+    ]
+    for handler in handlers:
+        handler.echo = lambda line: console.print(Text.from_ansi(line))
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.echo = echo_error
 
 
 def _fields() -> StyledTable:

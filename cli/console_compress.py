@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..reports.comparison import HEADINGS, comparison_rows, headline
-from .console import StyledTable, _fields, echo, human_size, print_table
+from .console import StyledTable, _console, _fields, echo, human_size, lines_above, print_table
+from .console_train import duration
+
+if TYPE_CHECKING:
+    from ..commands.compress import Progress, Watch
+    from ..optimizers.budget import Budget, Forecast
+    from .options import Settings
 
 _STYLES = {"met": "green", "missed": "bold red", "interrupted": "yellow"}
+
+
+@contextmanager
+def search_progress(settings: Settings) -> Iterator[tuple[Progress, Watch | None]]:
+    """Show how far a search is: a bar below its lines on a terminal, lines alone elsewhere."""
+    console = _console(stderr=True)
+    if settings.verbosity < 0 or not console.is_terminal:
+        yield settings.progress, None
+        return
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    watched: list[tuple[Budget, Forecast]] = []
+
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if not watched:
+                return Text("")
+            budget, plan = watched[0]
+            task.completed = budget.evaluations
+            left = plan.seconds * max(0, plan.max_evaluations - budget.evaluations)
+            left = min(left / plan.max_evaluations, max(0.0, plan.max_seconds - budget.elapsed))
+            done = f"{budget.evaluations} of at most {plan.max_evaluations} evaluations"
+            return Text(f"{done}, {duration(budget.elapsed)}, about {duration(left)} left")
+
+    columns = (TextColumn("search"), BarColumn(bar_width=16), Left())
+    bar = Progress(*columns, console=console, transient=True)
+    with bar, lines_above(bar.console):
+
+        def watch(budget: Budget, plan: Forecast) -> None:
+            watched.append((budget, plan))
+            bar.add_task("search", total=plan.max_evaluations)
+
+        yield settings.progress, watch
 
 
 def print_verdict(verdict: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ class Settings:
             logger.removeHandler(handler)
         logger.propagate = False
         logger.setLevel(logging.DEBUG)
-        terminal = _TerminalHandler()
+        terminal = TerminalHandler()
         terminal.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(self.verbosity, logging.DEBUG))
         logger.addHandler(terminal)
         if self.log_file is not None:
@@ -76,12 +76,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
-class _TerminalHandler(logging.Handler):
+class TerminalHandler(logging.Handler):
+    """Prints messages, or hands them to what draws on the terminal meanwhile.
+
+    Attributes:
+        echo: prints a line, which may have colours.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.echo: Callable[[str], None] = echo_error
+
     def emit(self, record: logging.LogRecord) -> None:
         message = "\n".join(printable(line) for line in record.getMessage().splitlines())
         if record.levelno >= logging.WARNING:
             message = f"{click.style('warning:', fg='yellow')} {message}"
-        echo_error(message)
+        self.echo(message)
 
 
 def printable(text: str) -> str:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .compress_live import LiveModel
 
 Progress = Callable[[str], None]
+Watch = Callable[["Budget", "Forecast"], None]
 VERDICT, REPORT = "verdict.json", "report.html"
 OWN = ("drafts", "journal.jsonl", "trials", BASELINE, SHIPPED, REPORT, VERDICT)
 """What a search writes into its folder, beside the models."""
@@ -51,6 +52,7 @@ def compress(
     *,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    watch: Watch | None = None,
     live: LiveModel | None = None,
     **changes: Any,
 ) -> Verdict:
@@ -65,6 +67,8 @@ def compress(
         options: what is wanted.
         overrides: ``key.path=value`` changes of the spec.
         progress: called with a line for each thing that happens.
+        watch: called with the budget and the forecast when the search begins; both can be read
+            from then on.
         live: objects in place of what the spec would name. Such a search goes on by itself when it
             is started again.
         changes: fields of :class:`CompressOptions`, in place of ``options`` or beside them.
@@ -82,13 +86,19 @@ def compress(
     wanted = replace(options or CompressOptions(), **changes)
     report = progress or (lambda line: None)
     settled = settle(spec, wanted, overrides)
-    return _Run(settled, report, live).search()
+    return _Run(settled, report, watch, live).search()
 
 
 class _Run:
     """One search, from its settled options to its verdict."""
 
-    def __init__(self, settled: Settled, report: Progress, live: LiveModel | None = None) -> None:
+    def __init__(
+        self,
+        settled: Settled,
+        report: Progress,
+        watch: Watch | None = None,
+        live: LiveModel | None = None,
+    ) -> None:
         from ..optimizers.pruning.recovery import recovery_options
         from ..training.hardware import choose_device, set_threads
         from ..training.networks import has_random_weights
@@ -96,6 +106,7 @@ class _Run:
 
         self.settled = settled
         self.report = report
+        self.watch = watch
         self.live = live
         given = settled.given
         device = choose_device(given.device or _stage_device(settled.spec), given.strict)
@@ -204,6 +215,8 @@ class _Run:
                 return ended
             reference, plan = self._reference(journal, shipping, budget, services)
             budget.max_seconds = plan.max_seconds
+            if self.watch is not None:
+                self.watch(budget, plan)
             if services.latency is None and settled.settings.target == "latency":
                 services.latency = _latency(shipping)
             search = PruningSearch(

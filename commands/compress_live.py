@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..specs import ModelSpec
+from ..training.evaluation import CallableModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +106,15 @@ class LiveModel:
             self.external_loop,
         ]
         return {"classes": own, "parts": describe(given)}
+
+
+class NamedAnswers(CallableModel):
+    """A file that answers with a dict by output, as the module that it was made of does."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        returned = super().__call__(*args, **kwargs)
+        values = returned if isinstance(returned, tuple) else (returned,)
+        return {spec.name: value for spec, value in zip(self.loaded.outputs, values, strict=True)}
 
 
 def made(given: Any, kwargs: dict[str, Any], context: Mapping[str, Any], key: str) -> Any:

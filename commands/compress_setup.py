@@ -301,7 +301,7 @@ def _adds_up(problem: Problem, network: Any, key: str, loader: Any) -> bool:
     try:
         whole, _ = evaluate_on(problem, network, first)
         parts = [evaluate_on(problem, network, [batch])[0] for batch in first]
-    except Exception:
+    except Exception:  # it counts on a loader, or on a whole split; then it gets that
         return False
     if key not in whole.per_sample or any(key not in part.per_sample for part in parts):
         return False

@@ -184,8 +184,13 @@ class Shipping:
 
         loader = self.problem.split(split or self.split, "evaluation.eval_split")
         self.progress(f"evaluating {path.name}")
+        kind = CallableModel
+        if self.source.native is not None and isinstance(self._run(self.source.native), Mapping):
+            from .compress_live import NamedAnswers
+
+            kind = NamedAnswers
         with load(path, threads=1) as loaded:
-            found, _ = evaluate_on(self.problem, CallableModel(loaded, path.name), loader)
+            found, _ = evaluate_on(self.problem, kind(loaded, path.name), loader)
         return found
 
     def compare(self, reference: Path, candidate: Path) -> Comparison:
@@ -196,12 +201,13 @@ class Shipping:
         """Write an ONNX file to time, not checked, in the run's folder of drafts."""
         from ..exporters import Job, export_variants
         from ..exporters.variants import plan_variants
+        from ..optimizers.pruning.modules import copy_module
 
         folder = self.options.folder / "drafts"
         folder.mkdir(exist_ok=True)
         shapes = self._shapes()
         variants = plan_variants(shapes, (), "both", self.source.label, False)[:1]
-        held: Any = SimpleNamespace(native=network)
+        held: Any = SimpleNamespace(native=copy_module(network).cpu())
         job = Job(replace(self.source, weights=None), held, stem, folder)
         return export_variants("onnx", job, variants)[0].path
 
@@ -210,17 +216,23 @@ class Shipping:
         shutil.rmtree(self.options.folder / "drafts", ignore_errors=True)
 
     def _outputs(self, network: Any) -> list[Any]:
-        """Return what a module returns for random inputs, as a list of tensors."""
+        """Return the tensors that a module returns for random inputs."""
+        from ..optimizers.pruning.modules import tensors_in
+
+        return list(tensors_in(self._run(network)))
+
+    def _run(self, network: Any) -> Any:
+        """Return what a copy of a module returns for random inputs."""
         import torch
 
         from ..exporters.torch_programs import arguments, tensors
-        from ..optimizers.pruning.modules import copy_module, tensors_in
+        from ..optimizers.pruning.modules import copy_module
 
         feeds = self._shapes().random(2, None, 0)
         module = copy_module(network).cpu().eval()
         args, kwargs = arguments(module, tensors(feeds, self.source.label))
         with torch.no_grad():
-            return list(tensors_in(module(*args, **kwargs)))
+            return module(*args, **kwargs)
 
     def _feeds(self) -> Mapping[str, Any]:
         return self._shapes().random(self.options.batch_size, None, 0)

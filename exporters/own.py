@@ -88,8 +88,9 @@ def _torch(job: Job, weights: Path) -> tuple[dict[str, Any], ModelSource]:
         section["recipe"] = dict(source.recipe)
     given = (job.spec or {}).get("model", {}).get("code_path_spec")
     # By default, a package takes what the entry point imports, not all that lies beside it.
-    default = [{"python_root": source.code_root, "dirs_to_package": []}]
-    roots = given or (default if source.code_root is not None else [])
+    roots: list[Any] = given or []
+    if not roots and source.code_root is not None:
+        roots = [{"python_root": source.code_root, "dirs_to_package": []}]
     if roots:  # the class of a live module may lie in no file
         section["code_path_spec"] = [
             {

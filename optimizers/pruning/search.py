@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import ModelError, TrainingError
+from ...errors import ModelError, TrainingError, UsageError
+from ...frameworks.base import first_line
 from ...frameworks.pytorch import load_weights
 from ...training.assess import evaluate_on
 from ...training.options import TrainerOptions
@@ -392,7 +393,13 @@ class PruningSearch:
             key: value.detach().cpu().clone().contiguous()
             for key, value in network.state_dict().items()
         }
-        write_tensors(path, state)
+        try:
+            write_tensors(path, state)
+        except Exception as error:  # safetensors has an error of its own for a full disk
+            raise UsageError(
+                f"{path}: cannot be written: {first_line(error)}",
+                hint="make room, then go on with --resume",
+            ) from error
 
     def _seed(self, name: str) -> int:
         return self.settings.seed * 10_007 + int(name)
