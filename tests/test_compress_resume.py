@@ -145,3 +145,40 @@ def test_two_processes_on_one_folder(spec: Path, tmp_path: Path) -> None:
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
+
+
+def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
+    spec: Path, whole: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    """The disk takes no file beyond a size: the weights of a candidate do not fit."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "run"
+    process = start(spec, out)
+    journal = out / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and '"forecast"' in journal.read_text():
+            break
+        time.sleep(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    told = json.loads(output)["error"]
+    assert "cannot be written" in told["message"]
+    assert "--resume" in told["hint"]
+    assert not list(out.rglob("*.part"))
+    output, errors = start(spec, out, "--resume").communicate(timeout=300)
+    assert without_times(json.loads(output)) == without_times(whole[0]), errors
+
+
+@pytest.mark.slow
+def test_several_workers_train_the_candidates(spec: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(spec, out, "--nproc", "2", "--finetune-epochs", "2")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    verdict = json.loads(output)
+    assert verdict["verdict"] == "met"
+    trials = [record for record in records(out) if record["kind"] == "trial"]
+    assert any(len(trial["losses"]) == 2 for trial in trials)
+    assert not list((out / "trials").glob("*.training"))

@@ -51,8 +51,8 @@ class _First:
 class Descent:
     """Decides from what was measured so far, and nothing else.
 
-    The learning rate of the spec is one for a long training. If the first candidate is not well
-    within delta it is trained again with lower ones, for as long as that helps; the best is kept.
+    If the first candidate is not within delta it is trained again with lower learning rates, for as
+    long as that helps; the best is kept.
 
     A candidate within delta is where the next step starts. One that missed by little is trained
     once more; one that missed by more, or again, is given up, and a smaller step is made from where
@@ -62,20 +62,24 @@ class Descent:
         delta: the permitted drop.
         level: 2 begins with smaller steps.
         deepsearch: go on with smaller steps at the end.
-        rates: whether learning rates are tried at all.
+        rate: factor of the learning rate to begin with; None where nothing is trained with it.
     """
 
     def __init__(
-        self, delta: float, level: int = 1, deepsearch: bool = False, rates: bool = True
+        self,
+        delta: float,
+        level: int = 1,
+        deepsearch: bool = False,
+        rate: float | None = 1.0,
     ) -> None:
         self.delta = delta
         self.ratio = 1.6 if level == 1 else 1.45
         self.least = 1.03 if deepsearch else 1.15 if level == 1 else 1.08
-        self.rate = 1.0
+        self.rate = 1.0 if rate is None else rate
         self.best = ""
         self.again: str | None = None
         self.converged = False
-        self._first: list[_First] | None = [] if rates else None
+        self._first: list[_First] | None = [] if rate is not None else None
 
     def plan(self) -> Plan | None:
         """Return the next candidate; None when the search has converged."""
@@ -107,9 +111,7 @@ class Descent:
 
     def _has_rate(self, tried: list[_First]) -> bool:
         last = tried[-1]
-        if last.status == "slower" or len(tried) == _MOST_RATES:
-            return True
-        if last.status == "accepted" and last.drop <= self.delta / 2:
+        if last.status in ("accepted", "slower") or len(tried) == _MOST_RATES:
             return True
         return len(tried) > 1 and last.drop >= tried[-2].drop
 

@@ -31,6 +31,11 @@ _ADAPTS = ("cosine", "one_cycle", "onecycle", "CosineAnnealingLR", "OneCycleLR")
 """Schedules that end with the run, however short it is."""
 
 
+SHORT = 0.2
+"""Factor of a learning rate that is one for a long training: at its height a short one would only
+undo what the network has learned."""
+
+
 @dataclass(frozen=True)
 class Recovered:
     """What a short training did.
@@ -79,6 +84,18 @@ def recovery_options(
         eval_split="test",
         warmup_epochs=min(options.warmup_epochs, epochs / 4),
     )
+
+
+def first_rate(spec: ModelSpec) -> float:
+    """Return the factor of the learning rate that a search begins with.
+
+    That of ``fine_tuner`` is taken as it is; that of ``full_trainer`` is one for a long training.
+    """
+    loop = spec.fine_tuner.loop_params if spec.fine_tuner is not None else None
+    if loop is not None and loop.optimizer is not None:
+        return 1.0
+    trainer = spec.full_trainer
+    return SHORT if trainer is not None and trainer.optimizer is not None else 1.0
 
 
 class _Watch(Callback):

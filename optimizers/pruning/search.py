@@ -31,7 +31,7 @@ from .masks import check_against_mask, verify_groups
 from .modules import Inputs, copy_module
 from .prune import prune
 from .recipe import Recipe
-from .recovery import recover, recover_outside
+from .recovery import first_rate, recover, recover_outside
 from .samples import Parts, calibration_batches
 from .search_parts import Reference, SearchSettings, Services
 from .sensitivity import importance, least_important, sensitivities
@@ -95,7 +95,8 @@ class PruningSearch:
         """
         settings = self.settings
         trains_here = bool(self.options.epochs) and self.services.external_loop is None
-        descent = Descent(settings.delta, settings.level, settings.deepsearch, trains_here)
+        rate = first_rate(self.problem.spec) if trains_here else None
+        descent = Descent(settings.delta, settings.level, settings.deepsearch, rate)
         number = 0
         while (plan := descent.plan()) is not None:
             number += 1
