@@ -66,8 +66,8 @@ def worker_trainer(settled: Settled, budget: Budget) -> Trainer:
             run_workers([str(place)], settled.given.nproc, "commands.compress_worker")
         except WorkerError as error:
             if error.exit_code == 130:
-                by = "max_time" if budget.is_late and not budget.stop_requested else "signal"
-                raise StopSearch(by) from error
+                late = budget.is_late and not budget.stop_requested
+                raise StopSearch("max_time" if late else "signal") from error
             raise
         told: Mapping[str, Any] = json.loads(answer.read_text())
         if told["error"] is not None:

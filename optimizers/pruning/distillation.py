@@ -34,7 +34,7 @@ class Distilled:
         self.loss = loss
         self.teacher = teacher.eval().requires_grad_(False)
         self.scores = scores
-        self._part: torch.Tensor | None = None
+        self._parts: list[torch.Tensor] = []
         self._handle = student.register_forward_hook(self._compare, with_kwargs=True)
 
     def close(self) -> None:
@@ -42,11 +42,9 @@ class Distilled:
         self._handle.remove()
 
     def __call__(self, model: Any, batch: Any) -> Mapping[str, Any]:
-        self._part = None
         parts = dict(loss_parts(self.loss(model, batch)))
-        if self._part is not None:
-            parts["distillation"] = WEIGHT * self._part
-        self._part = None
+        if self._parts:  # the hook's, of the call before
+            parts["distillation"] = WEIGHT * self._parts.pop()
         return parts
 
     def _compare(self, module: Any, args: Any, kwargs: Any, outputs: Any) -> None:
@@ -65,7 +63,7 @@ class Distilled:
             if one.shape == other.shape and one.is_floating_point() and one.requires_grad
         ]
         if parts:
-            self._part = sum(parts[1:], parts[0]) / len(parts)
+            self._parts = [sum(parts[1:], parts[0]) / len(parts)]
 
 
 def _divergence(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
