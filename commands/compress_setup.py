@@ -133,6 +133,11 @@ def settle(
             " search measures on; expected another split"
         )
     loaded = replace(loaded, evaluation=evaluation)
+    if stage.use_horovod and options.nproc == 1:
+        logging.getLogger("ingot").warning(
+            "%s: optimization.use_horovod: candidates train in one process; --nproc N takes several",
+            label,
+        )
     delta = stage.delta if options.delta is None else options.delta
     if not (delta >= 0 and math.isfinite(delta)):
         raise UsageError(f"--delta: found {delta}; expected a number of at least 0")

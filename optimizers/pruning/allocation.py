@@ -35,7 +35,8 @@ def allocate(
         ratio: of the cost before to that after.
         most: the largest part of a group's channels that may go at once: beyond it nothing was
             learned from what is left.
-        align: filters that the number of kept ones should be a multiple of; what hardware likes.
+        align: filters that the number of kept ones should be a multiple of, a power of 2; what
+            hardware likes. Groups of fewer than twice as many take a smaller one.
     """
     kept = {group.name: group.channels for group in groups}
     start = cost(kept)
@@ -67,9 +68,12 @@ def _next_width(group: ChannelGroup, kept: int, most: float, align: int) -> int 
     """Return the width after the next move, or None when the group may lose no more."""
     floor = max(1, math.ceil(group.channels * (1 - most)))
     width = kept - max(1, round(group.channels / _MOVES))
+    filters = group.channels * group.granularity
+    while align > 1 and filters < 2 * align:
+        align //= 2
     step = align // math.gcd(align, group.granularity)
-    if step > 1 and group.channels * group.granularity >= 2 * align:
+    if step > 1:
         width = width // step * step
-        floor = max(floor, step)
+        floor = math.ceil(floor / step) * step
     width = max(width, floor) if kept > floor else width
     return width if floor <= width < kept else None

@@ -65,6 +65,8 @@ def recovery_options(
         changes: options that come before those of the spec.
     """
     loop = spec.fine_tuner.loop_params if spec.fine_tuner is not None else None
+    if any(stage.use_horovod for stage in spec.optimization):
+        changes = {"scale_learning_rate": True, **changes}
     options = TrainerOptions.from_spec(spec, epochs=epochs, **changes)
     given = loop.optimizer if loop is not None else None
     schedule = options.scheduler

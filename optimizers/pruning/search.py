@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 PARTS = (0.125, 0.125, 0.25)
 """Parts of the evaluation split after which a candidate may be sent away."""
-ALIGN = 8
-"""Channels that vector units like a multiple of."""
+ALIGN = 16
+"""Channels that vector units like a multiple of: ONNX Runtime's convolutions work on blocks of 16
+where the processor has AVX-512, on blocks of 8 elsewhere."""
 TRIALS = "trials"
 
 
