@@ -135,7 +135,7 @@ def settle(
     loaded = replace(loaded, evaluation=evaluation)
     if stage.use_horovod and options.nproc == 1:
         logging.getLogger("ingot").warning(
-            "%s: optimization.use_horovod: candidates train in one process; --nproc N takes several",
+            "%s: optimization.use_horovod: candidates train in one process; --nproc N takes more",
             label,
         )
     delta = stage.delta if options.delta is None else options.delta
