@@ -211,7 +211,7 @@ def test_the_descent_ends_and_goes_on_from_what_was_accepted(
 def test_lower_learning_rates_are_tried_while_they_help() -> None:
     descent = Descent(1.0)
     rates = []
-    for name, drop in (("1", 9.0), ("2", 3.0), ("3", 0.8)):
+    for name, drop in (("1", 9.0), ("2", 4.0), ("3", 0.8)):
         plan = descent.plan()
         assert plan is not None
         assert (plan.parent, plan.ratio) == ("", 1.6)

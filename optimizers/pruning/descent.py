@@ -11,7 +11,9 @@ Status = Literal["accepted", "missed", "rejected early", "slower", "failed"]
 _GROWTH = 1.15
 _LARGEST = 2.0
 _WORTH_MORE = 2.5
-"""A candidate whose drop is up to this many times delta gets a second training."""
+"""A candidate whose drop is up to this many times delta is trained longer."""
+_FALLS_FAST = 0.7
+"""What is left of a drop after another training that makes one more worth it."""
 _SLOWER = 0.2
 _MOST_RATES = 3
 
@@ -51,12 +53,13 @@ class _First:
 class Descent:
     """Decides from what was measured so far, and nothing else.
 
-    If the first candidate is not within delta it is trained again with lower learning rates, for as
+    If the first candidate misses delta by far it is trained again with lower learning rates, for as
     long as that helps; the best is kept.
 
     A candidate within delta is where the next step starts. One that missed by little is trained
-    once more; one that missed by more, or again, is given up, and a smaller step is made from where
-    it came. The search has converged when steps get too small to be worth it.
+    longer, once, and then for as long as its drop falls fast; one that missed by more is given up,
+    and a smaller step is made from where it came. The search has converged when steps get too small
+    to be worth it.
 
     Args:
         delta: the permitted drop.
@@ -79,6 +82,7 @@ class Descent:
         self.best = ""
         self.again: str | None = None
         self.converged = False
+        self._drop = math.inf
         self._first: list[_First] | None = [] if rate is not None else None
 
     def plan(self) -> Plan | None:
@@ -86,7 +90,7 @@ class Descent:
         if self.converged:
             return None
         if self.again is not None:
-            return Plan(self.again, 1.0, self.delta, self.rate)
+            return Plan(self.again, 1.0, max(self.delta, _FALLS_FAST * self._drop), self.rate)
         limit = max(_WORTH_MORE * self.delta, 1e-12)
         return Plan(self.best, self.ratio, limit, self.rate)
 
@@ -113,6 +117,8 @@ class Descent:
         last = tried[-1]
         if last.status in ("accepted", "slower") or len(tried) == _MOST_RATES:
             return True
+        if last.drop <= _WORTH_MORE * self.delta:
+            return True
         return len(tried) > 1 and last.drop >= tried[-2].drop
 
     def _learn(self, name: str, status: Status, drop: float | None) -> None:
@@ -123,9 +129,10 @@ class Descent:
             if drop < self.delta / 2 and not was_again:
                 self.ratio = min(self.ratio * _GROWTH, _LARGEST)
             return
-        is_near = drop is not None and drop <= _WORTH_MORE * self.delta
-        if status == "missed" and not was_again and is_near:
-            self.again = name
-            return
+        if status == "missed" and drop is not None:
+            limit = _FALLS_FAST * self._drop if was_again else _WORTH_MORE * self.delta
+            if drop <= limit:
+                self.again, self._drop = name, drop
+                return
         self.ratio = math.sqrt(self.ratio)
         self.converged = self.ratio < self.least
