@@ -128,15 +128,17 @@ def command(
     """
     from ..commands.compress import compress
     from ..commands.compress_setup import CompressOptions
-    from ..commands.search_outputs import write_depfile, write_step_summary
+    from ..commands.search_outputs import check_depfile, write_depfile, write_step_summary
     from .console_compress import print_verdict, search_progress
 
+    if depfile is not None:
+        check_depfile(depfile)
     wanted = CompressOptions(max_seconds=max_time, exclude=exclude, formats=formats, **options)
     with search_progress(settings) as (progress, watch):
         verdict = compress(spec, wanted, overrides=overrides, progress=progress, watch=watch)
     document = verdict.to_dict()
     if depfile is not None:
-        write_depfile(depfile, verdict, spec)
+        write_depfile(depfile, verdict, spec, overrides)
     write_step_summary(document)
     if settings.json:
         settings.print_json(document)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..runtime.atomic import replacing
 from ..specs import ModelSpec
-from .compress_result import BASELINE, SHIPPED, Ending, read_results, save_results
+from .compress_result import BASELINE, Ending, read_results, save_results, shipped_results
 from .compress_setup import (
     RESERVED,
     Baseline,
@@ -28,7 +28,7 @@ from .compress_setup import (
     settle,
 )
 from .compress_worker import worker_trainer
-from .shipping import REFERENCE, Shipping, ShippingOptions
+from .shipping import GOLDEN, REFERENCE, Shipping, ShippingOptions
 from .signals import on_signals
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 Watch = Callable[["Budget", "Forecast"], None]
 VERDICT, REPORT = "verdict.json", "report.html"
-OWN = ("drafts", "journal.jsonl", "trials", BASELINE, SHIPPED, REPORT, VERDICT)
-"""What a search writes into its folder, beside the models."""
+OWN = ("drafts", "journal.jsonl", "trials", BASELINE, GOLDEN, REPORT, VERDICT)
+OWN_STEMS = ("opt_model", "ref_model", "reference-")
+"""What a search writes into its folder."""
 
 
 def compress(
@@ -210,7 +211,7 @@ class _Run:
 
         with on_signals(stop):
             shipping = self._shipping(journal.folder)
-            ended = _finished(journal, settled)
+            ended = _finished(journal, shipping.key)
             if ended is not None:
                 return ended
             reference, plan = self._reference(journal, shipping, budget, services)
@@ -236,7 +237,7 @@ class _Run:
             shipping.remove_drafts()
             ending = Ending(search, shipping, settled, plan)
             verdict = ending.interrupted() if stopped == "signal" else ending.finish(stopped)
-        self._deliver(journal, verdict)
+        self._deliver(journal, verdict, shipping.key)
         return verdict
 
     def _begin(self, journal: Journal, identity: dict[str, Any]) -> dict[str, Any]:
@@ -341,7 +342,7 @@ class _Run:
             self.problem, self.network, self.inputs, self.settled, baseline, results
         )
         budget.spend(2)
-        if journal.find("reference") is None:
+        if journal.find("reference", result=shipping.key) is None:
             self._ship_reference(journal, shipping, reference, services, budget)
         found = journal.find("forecast")
         if found is None:
@@ -392,9 +393,10 @@ class _Run:
             shipped.evaluation.metrics, shipped.files[0].size_bytes, parameters, macs, None
         )
         results = shipped.evaluation.per_sample.get(key)
-        save_results(journal.folder, SHIPPED, results)
+        save_results(journal.folder, shipped_results(shipping.key), results)
         return journal.append(
             "reference",
+            result=shipping.key,
             measured=measured.to_dict(),
             eval_key=key,
             higher_is_better=reference.metric.higher_is_better,
@@ -403,9 +405,9 @@ class _Run:
             elapsed=budget.elapsed,
         )
 
-    def _deliver(self, journal: Journal, verdict: Verdict) -> None:
+    def _deliver(self, journal: Journal, verdict: Verdict, result: str) -> None:
         document = verdict.to_dict()
-        journal.append("verdict", document=document)
+        journal.append("verdict", result=result, document=document)
         with replacing(journal.folder / VERDICT) as part:
             part.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
         from ..reports.html import search_report
@@ -444,7 +446,9 @@ def _prepare_folder(folder: Path, resume: bool, fresh: bool) -> None:
             )
         if fresh and holder_of(folder) is None:
             for path in sorted(folder.iterdir()):
-                if path.name in OWN or path.name.startswith(("opt_model", "ref_model")):
+                if path.name in OWN or path.name.startswith(
+                    ("opt_model", "ref_model", "reference-")
+                ):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -452,12 +456,14 @@ def _prepare_folder(folder: Path, resume: bool, fresh: bool) -> None:
         raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
-def _finished(journal: Journal, settled: Settled) -> Verdict | None:
+def _finished(journal: Journal, result: str) -> Verdict | None:
     """Return the verdict of a search that has converged; one that a cap ended may go on."""
     from ..optimizers.verdict import Verdict
 
     records = [record for record in journal.records if record["kind"] == "verdict"]
-    if not records or records[-1]["document"]["stopped_by"] != "converged":
+    if not records or records[-1].get("result") != result:
+        return None
+    if records[-1]["document"]["stopped_by"] != "converged":
         return None
     return Verdict.from_dict(records[-1]["document"])
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..optimizers.verdict import ShippedFile, Verdict, Word
     from .compress_setup import Settled
 
-BASELINE, SHIPPED = "baseline.npz", "reference.npz"
-"""Results of single samples of the reference: as a network, and as the file that ships."""
+BASELINE = "baseline.npz"
+"""Results of single samples of the reference, as a network."""
 MOST_SHIPPED = 3
 """Candidates that are exported and measured at the end, until one keeps its promise."""
 
@@ -62,7 +62,7 @@ class Ending:
         word: Word = "met" if best is not None else "missed"
         if best is None:
             best, reason = self._best_effort(reason)
-        return self._verdict(word, reason, stopped, best)
+        return self._verdict(word, reason, stopped, best and self._present(best))
 
     def interrupted(self) -> Verdict:
         """Save the best candidate so far in Ingot's own format only: somebody waits."""
@@ -100,21 +100,19 @@ class Ending:
         return sorted(found, key=lambda trial: (trial[key], trial["drop"], int(trial["name"])))
 
     def _ship(self, trial: Record) -> Record:
-        """Export and measure a trial; what the journal says was done is not done again."""
-        name = trial["name"]
-        record = self.journal.find("shipped", name)
-        self.search.budget.spend(1)
-        if record is not None and all(Path(item["path"]).exists() for item in record["files"]):
-            return record
+        """Export and measure a trial; what the journal says was measured is not measured again."""
         from ..optimizers.verdict import Measured
 
+        name, key = trial["name"], self.shipping.key
         services, budget = self.search.services, self.search.budget
+        budget.spend(1)
+        record = self.journal.find("shipped", name, result=key)
+        if record is not None:
+            return record
         network, recipe = self.search.load(name)
         with services.timed("export"):
             shipped = self.shipping.ship(OPTIMIZED, network, recipe)
-            package = self.shipping.package(OPTIMIZED)
-        reference = self.journal.find("reference")
-        assert reference is not None
+        reference = self._reference()
         latency = self._latency(shipped.files, reference, network)
         drop = self._drop(shipped.evaluation, reference)
         measured = Measured(
@@ -127,14 +125,36 @@ class Ending:
         return self.journal.append(
             "shipped",
             name,
+            result=key,
             measured=measured.to_dict(),
-            files=[item.to_dict() for item in (*shipped.files, *((package,) if package else ()))],
+            files=[item.to_dict() for item in shipped.files],
             drop=drop.value,
             drop_interval=None if drop.interval is None else list(drop.interval),
             latency=latency,
             confirmed=self._confirm(shipped.files, reference),
             elapsed=budget.elapsed,
         )
+
+    def _present(self, shipped: Record) -> Record:
+        """Write the files of a candidate again where others, or none, are in their place."""
+        from .models import tree_sha256
+
+        if all(
+            Path(item["path"]).exists() and tree_sha256(Path(item["path"])) == item["sha256"]
+            for item in shipped["files"]
+        ):
+            return shipped
+        network, recipe = self.search.load(shipped["name"])
+        with self.search.services.timed("export"):
+            files = self.shipping.write(OPTIMIZED, network, recipe)
+        found = [item.to_dict() for item in files]
+        found[0]["metrics"] = shipped["measured"]["metrics"]
+        return {**shipped, "files": found}
+
+    def _reference(self) -> Record:
+        record = self.journal.find("reference", result=self.shipping.key)
+        assert record is not None, "it is shipped before the search"
+        return record
 
     def _drop(self, evaluation: Any, reference: Record) -> Drop:
         from ..optimizers.statistics import Drop, paired_drop
@@ -143,7 +163,9 @@ class Ending:
         before = reference["measured"]["metrics"][metric.key]
         value = metric.drop(before, evaluation.value(metric.key))
         results = evaluation.per_sample.get(metric.key)
-        paired = paired_drop(metric, read_results(self.journal.folder, SHIPPED), results)
+        paired = paired_drop(
+            metric, read_results(self.journal.folder, shipped_results(self.shipping.key)), results
+        )
         return Drop(value, None if paired is None else paired.interval)
 
     def _latency(
@@ -194,16 +216,17 @@ class Ending:
 
     def _fault(self, shipped: Record) -> str | None:
         """Return why a file does not keep the promise; None when it does."""
+        from ..optimizers.statistics import is_within
+
         settings, key = self.settled.settings, self.search.reference.metric.key
-        reference = self.journal.find("reference")
-        assert reference is not None
+        reference = self._reference()
         confirmed = shipped["confirmed"]
-        if confirmed is not None and confirmed["drop"] > settings.delta:
+        if confirmed is not None and not is_within(confirmed["drop"], settings.delta):
             return (
                 f"{key} drops by {confirmed['drop']:.4g} on the split {confirmed['split']!r}, which"
                 f" the search never saw; expected at most {settings.delta:g}"
             )
-        if confirmed is None and shipped["drop"] > settings.delta:
+        if confirmed is None and not is_within(shipped["drop"], settings.delta):
             return (
                 f"{key} of the file drops by {shipped['drop']:.4g}; expected at most"
                 f" {settings.delta:g}"
@@ -218,12 +241,19 @@ class Ending:
     def _best_effort(self, reason: str) -> tuple[Record | None, str]:
         """Return the best that was found although it misses, and why it does."""
         delta = self.settled.settings.delta
-        tried = [record for record in self.journal.records if record["kind"] == "shipped"]
+        key = self.shipping.key
+        tried = [
+            record
+            for record in self.journal.records
+            if record["kind"] == "shipped" and record["result"] == key
+        ]
         if tried:
             return min(tried, key=lambda record: float(record["drop"])), reason
-        measured = [trial for trial in self.search.trials() if trial["status"] == "missed"]
+        trials = [trial for trial in self.search.trials() if trial["drop"] is not None]
+        # What was sent away early was measured in part only.
+        measured = [trial for trial in trials if trial["status"] == "missed"] or trials
         if not measured:
-            return None, reason or "no candidate came near delta"
+            return None, reason or "no candidate could be measured"
         trial = min(measured, key=lambda record: float(record["drop"]))
         reason = f"the best candidate drops by {trial['drop']:.4g}; expected at most {delta:g}"
         return self._ship(trial), reason
@@ -235,8 +265,7 @@ class Ending:
         from ..optimizers.verdict import Measured, Verdict
 
         search, settled = self.search, self.settled
-        reference = self.journal.find("reference")
-        assert reference is not None
+        reference = self._reference()
         before = Measured.from_dict(reference["measured"])
         if best is not None and best.get("latency") is not None:
             values = {**reference["measured"], "latency_ms": best["latency"]["reference_ms"]}
@@ -292,6 +321,11 @@ def _warnings(search: PruningSearch, settled: Settled) -> tuple[str, ...]:
     if settled.settings.dry_run:
         found.append("a dry run: two batches of each split; the figures mean nothing")
     return tuple(found)
+
+
+def shipped_results(key: str) -> str:
+    """Return the file for results of single samples of the reference, as the file that ships."""
+    return f"reference-{key}.npz"
 
 
 def save_results(folder: Path, name: str, results: np.ndarray[Any, Any] | None) -> None:

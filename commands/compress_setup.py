@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ModelError, SpecError, UsageError
+from ..errors import InputError, ModelError, SpecError, UsageError
 from ..specs import ModelSpec, load_spec
 from ..specs.sections import Stage
 
@@ -258,11 +258,15 @@ def measure_reference(problem: Problem, network: Any, settled: Settled) -> tuple
 
     Raises:
         ModelError: its metric is no number.
+        InputError: the split is empty.
     """
     from ..optimizers.statistics import scale_of
     from ..training.assess import eval_key, evaluate_on
 
     loader = problem.split(settled.settings.eval_split, "evaluation.eval_split")
+    if next(iter(loader), None) is None:
+        split = settled.settings.eval_split
+        raise InputError(f"{problem.label}: evaluation.eval_split: {split!r} gave no batch")
     start = time.monotonic()
     found, samples = evaluate_on(problem, network, loader)
     seconds = time.monotonic() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,19 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 """Environment variable: the file that a workflow's step appends its summary to."""
 
 
-def write_depfile(path: Path, verdict: Verdict, spec: Path) -> None:
+def check_depfile(path: Path) -> None:
+    """Refuse a place that cannot be written to, before the search.
+
+    Raises:
+        UsageError: it is a folder, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise UsageError(f"--depfile: {path}: found a folder; expected a file")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--depfile: {path}: its folder does not exist, or cannot be written to")
+
+
+def write_depfile(path: Path, verdict: Verdict, spec: Path, overrides: Sequence[str]) -> None:
     """Write a rule for Make: the verdict depends on the spec, its code and its weights.
 
     Raises:
@@ -28,7 +40,7 @@ def write_depfile(path: Path, verdict: Verdict, spec: Path) -> None:
     from ..runtime.sources import source_from_spec
     from ..specs import load_spec
 
-    loaded = load_spec(spec)
+    loaded = load_spec(spec, overrides)
     source = source_from_spec(loaded)
     files = [spec, *code_files(source.code_root)]
     files += [found for found in (source.weights, loaded.problem) if found is not None]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 REFERENCE, OPTIMIZED = "ref_model", "opt_model"
 OWN_FORMAT = "safetensors"
+GOLDEN = "golden.npz"
+"""Random inputs for the test of a package, where the spec names none."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,15 @@ class Shipping:
         )
         return path
 
+    @property
+    def key(self) -> str:
+        """What tells results that are written in other ways from each other."""
+        from ..optimizers.run_key import hash_of
+
+        options = self.options
+        made = (options.formats, options.precision, options.resolutions, self.spec.bn_fusion)
+        return hash_of([*made, str(options.exports.absolute())])[:12]
+
     def ship(self, stem: str, network: nn.Module, recipe: Recipe) -> Shipped:
         """Write a network in every format, check each file, and measure the first one.
 
@@ -116,6 +127,12 @@ class Shipping:
             CheckError: a file does not compute what the network does.
             IngotError: it cannot be exported or measured.
         """
+        first, *others = self.write(stem, network, recipe)
+        evaluation = self.evaluate(first.path)
+        return Shipped((replace(first, metrics=evaluation.metrics), *others), evaluation)
+
+    def write(self, stem: str, network: nn.Module, recipe: Recipe) -> list[ShippedFile]:
+        """Write a network in every format, and check each file; see :meth:`ship`."""
         own = self.save(stem, network, recipe)
         options = self.options
         formats = [name for name in options.formats if name != OWN_FORMAT]
@@ -133,15 +150,17 @@ class Shipping:
             evaluate=False,
             progress=self.progress,
         )
-        evaluation = self.evaluate(made.artifacts[0].path)
-        files: list[ShippedFile] = []
-        for item in made.artifacts:
-            metrics = evaluation.metrics if not files else None
-            files.append(ShippedFile(item.path, item.format, item.sha256, item.size_bytes, metrics))
+        files = [
+            ShippedFile(item.path, item.format, item.sha256, item.size_bytes)
+            for item in made.artifacts
+        ]
         weights = own.with_suffix(".safetensors")
         size = tree_size(own) + tree_size(weights)
         files.append(ShippedFile(own, OWN_FORMAT, tree_sha256(own), size))
-        return Shipped(tuple(files), evaluation)
+        if stem == OPTIMIZED:
+            package = self.package(stem)
+            files += [] if package is None else [package]
+        return files
 
     def _live(self, own: Path, recipe: Recipe) -> NamedModel:
         """Return a network that was saved, as a model of the live module that it was made of."""
@@ -163,7 +182,7 @@ class Shipping:
                 return None
         try:
             made = package(
-                self.options.folder / f"{stem}.json",
+                self._with_golden(stem),
                 self.options.folder / f"{stem}.ingot",
                 force=True,
                 progress=self.progress,
@@ -175,6 +194,22 @@ class Shipping:
             self.progress(f"no package is made: {error.message}")
             return None
         return ShippedFile(made.path, "package", made.sha256, made.size_bytes)
+
+    def _with_golden(self, stem: str) -> ModelSpec:
+        """Return the spec of a network that was saved, with golden inputs for its package."""
+        from ..runtime.atomic import replacing
+        from ..runtime.npz import dump_npz
+        from ..specs import load_spec
+        from ..specs.sections import TestSection
+
+        saved = load_spec(self.options.folder / f"{stem}.json")
+        given = self.spec.test
+        if given is not None and given.inputs is not None:
+            return replace(saved, test=replace(given, expected=None))
+        path = self.options.folder / GOLDEN
+        with replacing(path) as part:
+            part.write_bytes(dump_npz(self._shapes().random(2, None, 0)))
+        return replace(saved, test=TestSection(inputs=path))
 
     def evaluate(self, path: Path, split: str | None = None) -> Evaluation:
         """Measure a file on a split."""

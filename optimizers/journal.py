@@ -62,10 +62,11 @@ class Journal:
         self._file.close()
         self._lock.close()
 
-    def find(self, kind: str, name: str = "") -> Record | None:
-        """Return the record of a kind and name, if it was written."""
+    def find(self, kind: str, name: str = "", **values: Any) -> Record | None:
+        """Return the first record of a kind and name, with these values, if it was written."""
+        wanted = {"kind": kind, "name": name, **values}
         for record in self.records:
-            if record["kind"] == kind and record["name"] == name:
+            if all(record.get(key) == value for key, value in wanted.items()):
                 return record
         return None
 

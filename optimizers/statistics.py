@@ -53,6 +53,11 @@ class Metric:
         return (reference - value) if self.higher_is_better else (value - reference)
 
 
+def is_within(drop: float, delta: float) -> bool:
+    """Whether a drop is at most delta, but for the rounding of a difference of decimals."""
+    return drop <= delta + 1e-9 * max(1.0, abs(delta))
+
+
 def scale_of(value: float, per_sample: Array | None) -> float | None:
     """Return 1 or 100 when a metric is the mean of its samples times that; else None."""
     if per_sample is None or not len(per_sample) or not np.isfinite(per_sample).all():

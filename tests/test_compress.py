@@ -245,10 +245,6 @@ def test_a_compressed_network_is_compressed_again(
     )
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="of candidates that were all rejected early nothing is saved, and the drop is null",
-)
 def test_a_missed_delta_exits_with_3_and_saves_the_best(folder: Path, ingot_cli: Any) -> None:
     options = ("--delta", "0", "--finetune-epochs", "0", "--max-evaluations", "5")
 
@@ -340,10 +336,6 @@ def test_the_confirm_split_decides(folder: Path, images: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="the next candidate's files take the place of those that the verdict names",
-)
 def test_the_best_effort_is_what_lies_there(folder: Path, images: Any) -> None:
     np.savez(folder / "confirm.npz", image=images, logits=scores(folder / "digits.yaml", images))
     evaluation = {"function": "net:smaller_is_better", "confirm_split": "confirm"}
@@ -359,7 +351,6 @@ def test_the_best_effort_is_what_lies_there(folder: Path, images: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the reference stays in the format of before")
 def test_another_format_on_resume(folder: Path) -> None:
     options = {"output": folder / "run", "max_evaluations": 5}
     begin(folder / "digits.yaml", "at most", formats=("jit",), **options)

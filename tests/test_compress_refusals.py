@@ -96,7 +96,6 @@ def test_exit_codes_of_what_is_refused(folder: Path, ingot_cli: Any) -> None:
     assert json.loads(no_number.stdout)["error"]["exit_code"] == 5
 
 
-@pytest.mark.xfail(strict=True, reason="a pattern that fits nothing is taken without a word")
 def test_a_pattern_that_fits_no_layer_is_refused(folder: Path) -> None:
     with pytest.raises(ingot.UsageError, match="frist"):
         begin(folder / "digits.yaml", output=folder / "run", exclude=("frist",))

@@ -14,6 +14,7 @@ _WORTH_MORE = 2.5
 """A candidate whose drop is up to this many times delta is trained longer."""
 _FALLS_FAST = 0.7
 """What is left of a drop after another training that makes one more worth it."""
+_SMALLEST = 1.03
 _SLOWER = 0.2
 _MOST_RATES = 3
 
@@ -135,4 +136,5 @@ class Descent:
                 self.again, self._drop = name, drop
                 return
         self.ratio = math.sqrt(self.ratio)
-        self.converged = self.ratio < self.least
+        # With nothing to show yet even a small step is worth it.
+        self.converged = self.ratio < (self.least if self.best else min(self.least, _SMALLEST))

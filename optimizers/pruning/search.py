@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from ...errors import ModelError, TrainingError, UsageError
 from ...frameworks.base import first_line
 from ...frameworks.pytorch import load_weights
+from ...specs.hints import did_you_mean
 from ...training.assess import evaluate_on
 from ...training.options import TrainerOptions
 from ...training.problem import Problem
@@ -22,7 +24,7 @@ from ...training.randomness import seed_everything
 from ...training.torch_state import write_tensors
 from ..budget import Budget
 from ..journal import Journal, Record
-from ..statistics import Array, is_hopeless, paired_drop
+from ..statistics import Array, is_hopeless, is_within, paired_drop
 from .allocation import allocate
 from .cost import CostModel
 from .descent import Descent, Plan, Status
@@ -268,7 +270,7 @@ class PruningSearch:
             raise TrainingError(f"the metric {metric.key!r} is {value}; expected a number")
         paired = paired_drop(metric, self.reference.per_sample, results)
         interval = None if paired is None or paired.interval is None else list(paired.interval)
-        status: Status = "accepted" if drop <= self.settings.delta else "missed"
+        status: Status = "accepted" if is_within(drop, self.settings.delta) else "missed"
         return self._write(
             name,
             plan,
@@ -424,10 +426,12 @@ def find_groups(
         report: gets a line.
 
     Raises:
+        UsageError: a pattern in ``settings.exclude`` fits nothing.
         UnprunableError: no group can be pruned.
     """
     record = journal.find("groups")
     if record is None:
+        _require_matches(network, settings.exclude)
         graph = channel_graph(network, inputs, settings.exclude)
         good, wrong = verify_groups(network, graph.groups, inputs, settings.seed)
         if not good:
@@ -449,6 +453,22 @@ def find_groups(
         logging.getLogger("ingot").warning(
             "%s stays as it is: pruning it computes something else (%s)", name, reason
         )
+
+
+def _require_matches(network: nn.Module, patterns: Sequence[str]) -> None:
+    """Refuse a pattern that fits no layer: a typo would let the layer be pruned.
+
+    Raises:
+        UsageError: there is one.
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    names += [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"--exclude: {pattern!r} fits no layer of {type(network).__name__}",
+                hint=did_you_mean(pattern, names),
+            )
 
 
 def _exactly(name: str) -> str:
