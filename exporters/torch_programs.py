@@ -288,7 +288,10 @@ def exported_program(job: Job, variant: Variant, precision: str = "fp32") -> Any
 
 def _by_position(module: Any, shapes: Sequence[Any]) -> tuple[Any, ...]:
     """Return what is free of each argument; what ``*args`` takes is one tuple to torch.export."""
-    kinds = [entry.kind for entry in inspect.signature(module.forward).parameters.values()]
+    try:
+        kinds = [entry.kind for entry in inspect.signature(module.forward).parameters.values()]
+    except ValueError:  # TorchScript has no signature, and no *args
+        return tuple(shapes)
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return tuple(shapes)
     first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
