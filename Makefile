@@ -20,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint format wheel-check bench install clean
+.PHONY: help demo test test-all lint format wheel-check bench install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,11 +28,11 @@ help: ## list the targets
 demo: $(STAMP) ## package a small network for four frameworks, run and verify each, compress it
 	$(RUN) examples/demo.py
 
-test: $(STAMP) ## run every test
-	$(RUN) -P -m pytest -n 2 --dist loadfile $(ARGS)
-
-test-fast: $(STAMP) ## run the tests that are not marked slow
+test: $(STAMP) ## run the tests that are not marked slow
 	$(RUN) -P -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(STAMP) ## run every test
+	$(RUN) -P -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	@mkdir -p $(VENV)/mypy && ln -sfn ../.. $(VENV)/mypy/ingot
