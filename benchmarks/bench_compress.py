@@ -33,7 +33,7 @@ import torch_pruning as tp
 import yaml
 
 import ingot
-from ingot.optimizers.pruning.recovery import recovery_options
+from ingot.optimizers.pruning.recovery import first_rate, recovery_options
 from ingot.specs import load_spec
 from ingot.training.assess import evaluate_on
 from ingot.training.problem import Problem
@@ -146,10 +146,16 @@ def accuracy(problem: Problem, network: Any) -> float:
     return evaluate_on(problem, network, loader)[0].metrics["accuracy"]
 
 
-def train(problem: Problem, network: Any, epochs: int) -> Any:
+def train(problem: Problem, network: Any, epochs: int, rate: float = 1.0) -> Any:
     """Train a network in place, with the options that a step of our search has."""
-    device = problem.device
-    options = recovery_options(problem.spec, epochs, True, device=device, seed=problem.seed)
+    options = recovery_options(
+        problem.spec,
+        epochs,
+        True,
+        device=problem.device,
+        seed=problem.seed,
+        learning_rate_factor=rate,
+    )
     train_network(training_only(problem), network, options)
     return network.eval()
 
@@ -194,7 +200,8 @@ def bisect(problem: Problem, network: Any, case: Case, start: float) -> tuple[An
         ratio = (low + high) / 2
         pruned = prune_with_torch_pruning(network, ratio, case.shape)
         left = case.epochs % case.tries if number == case.tries - 1 else 0
-        train(problem, pruned, case.epochs // case.tries + left)
+        # The learning rate that our search begins with, too.
+        train(problem, pruned, case.epochs // case.tries + left, first_rate(problem.spec))
         value = accuracy(problem, pruned)
         kept = parameters(network) / parameters(pruned)
         print(f"  torch-pruning, try {number + 1}: ratio {ratio:.3f}, {kept:.2f}x, {value:.2f}")

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 DEFAULT_OPTIMIZER = Component("SGD", {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4})
 """What trains where neither ``fine_tuner`` nor ``full_trainer`` names an optimizer."""
 _SCORES = ("CrossEntropy", "CrossEntropyLoss", "SegmentationCrossEntropy")
-_ADAPTS = ("cosine", "one_cycle", "onecycle", "CosineAnnealingLR", "OneCycleLR")
+_BUILT_IN = ("cosine", "one_cycle")
+_ADAPTS = (*_BUILT_IN, "OneCycleLR")
 """Schedules that end with the run, however short it is."""
 
 
@@ -73,7 +74,11 @@ def recovery_options(
     name = getattr(schedule, "name", None)
     interval = options.interval
     if interval == "eval" or name not in _ADAPTS:
-        schedule, interval = Component("cosine"), "iteration" if has_length else "epoch"
+        schedule = Component("cosine")
+        interval, name = "epoch", schedule.name
+    if has_length and name in _BUILT_IN:
+        # By epochs, a schedule of two of them would end at half of its height.
+        interval = "iteration"
     return replace(
         options,
         optimizer=given or options.optimizer or DEFAULT_OPTIMIZER,
