@@ -28,7 +28,6 @@ DEFAULT_OPTIMIZER = Component("SGD", {"lr": 0.01, "momentum": 0.9, "weight_decay
 """What trains where neither ``fine_tuner`` nor ``full_trainer`` names an optimizer."""
 _SCORES = ("CrossEntropy", "CrossEntropyLoss", "SegmentationCrossEntropy")
 _BUILT_IN = ("cosine", "one_cycle")
-_ADAPTS = (*_BUILT_IN, "OneCycleLR")
 """Schedules that end with the run, however short it is."""
 
 
@@ -73,7 +72,7 @@ def recovery_options(
     schedule = options.scheduler
     name = getattr(schedule, "name", None)
     interval = options.interval
-    if interval == "eval" or name not in _ADAPTS:
+    if interval == "eval" or name not in _BUILT_IN:
         schedule = Component("cosine")
         interval, name = "epoch", schedule.name
     if has_length and name in _BUILT_IN:
