@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +136,16 @@ def command(
     if depfile is not None:
         check_depfile(depfile)
     wanted = CompressOptions(max_seconds=max_time, exclude=exclude, formats=formats, **options)
-    with search_progress(settings) as (progress, watch):
+    # What the user's code prints is no part of the one document.
+    quiet = redirect_stdout(sys.stderr) if settings.json else nullcontext()
+    with search_progress(settings) as (progress, watch), quiet:
         verdict = compress(spec, wanted, overrides=overrides, progress=progress, watch=watch)
     document = verdict.to_dict()
     if depfile is not None:
         write_depfile(depfile, verdict, spec, overrides)
-    write_step_summary(document)
     if settings.json:
         settings.print_json(document)
     else:
         print_verdict(document)
+    write_step_summary(document)
     return verdict.exit_code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,21 +13,30 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..runtime.atomic import replacing
 from ..specs import ModelSpec
-from .compress_result import BASELINE, Ending, read_results, save_results, shipped_results
+from .compress_folder import REPORT, VERDICT, prepare_folder, run_folder
+from .compress_result import (
+    BASELINE,
+    Ending,
+    are_there,
+    read_results,
+    save_results,
+    shipped_files,
+    shipped_results,
+)
 from .compress_setup import (
     RESERVED,
     Baseline,
     CompressOptions,
     FirstBatches,
     Settled,
+    epoch_seconds,
     forecast,
     measure_reference,
     reference_of,
-    run_folder,
     settle,
 )
 from .compress_worker import worker_trainer
-from .shipping import GOLDEN, REFERENCE, Shipping, ShippingOptions
+from .shipping import REFERENCE, Shipping, ShippingOptions
 from .signals import on_signals
 
 if TYPE_CHECKING:
@@ -41,10 +49,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 Watch = Callable[["Budget", "Forecast"], None]
-VERDICT, REPORT = "verdict.json", "report.html"
-OWN = ("drafts", "journal.jsonl", "trials", BASELINE, GOLDEN, REPORT, VERDICT)
-OWN_STEMS = ("opt_model", "ref_model", "reference-")
-"""What a search writes into its folder."""
 
 
 def compress(
@@ -149,7 +153,7 @@ class _Run:
         if self.live is not None:  # nobody is there to say which; what cannot go on starts over
             fresh = given.dry_run or identity["data"] is None
             resume = not fresh
-        _prepare_folder(folder, resume, fresh)
+        prepare_folder(folder, resume, fresh, self.problem)
         with Journal(folder) as journal:
             return self._search(journal, identity)
 
@@ -213,6 +217,7 @@ class _Run:
             shipping = self._shipping(journal.folder)
             ended = _finished(journal, shipping.key)
             if ended is not None:
+                self._write_documents(journal, ended.to_dict())
                 return ended
             reference, plan = self._reference(journal, shipping, budget, services)
             budget.max_seconds = plan.max_seconds
@@ -307,6 +312,7 @@ class _Run:
 
     def _count(self, network: Any) -> tuple[int, int | None, Mapping[str, int]]:
         """Return parameters and multiply-accumulates of one sample, the latter by layer, too."""
+        from ..optimizers.pruning.modules import tensors_in
         from ..training.torch_profile import profile_torch
 
         args, kwargs = self.inputs
@@ -318,7 +324,8 @@ class _Run:
 
         network.eval()
         found = profile_torch(network, call, 0)
-        batch = max(1, args[0].shape[0] if args else 1)
+        first = next(tensors_in((args, list(kwargs.values()))), None)
+        batch = max(1, first.shape[0] if first is not None and first.ndim else 1)
         layers = {layer.name: layer.matrix_macs // batch for layer in found.layers}
         parameters = sum(parameter.numel() for parameter in network.parameters())
         return parameters, sum(layers.values()), layers
@@ -327,7 +334,7 @@ class _Run:
         self, journal: Journal, shipping: Shipping, budget: Budget, services: Services
     ) -> tuple[Reference, Forecast]:
         """Measure the reference, as a network and as the file that would ship."""
-        from ..optimizers.budget import Forecast
+        from ..optimizers.pruning import Recipe
         from ..optimizers.pruning.samples import calibration_batches, example_inputs
         from ..optimizers.pruning.search import find_groups
 
@@ -342,20 +349,21 @@ class _Run:
             self.problem, self.network, self.inputs, self.settled, baseline, results
         )
         budget.spend(2)
-        if journal.find("reference", result=shipping.key) is None:
+        record = journal.find("reference", result=shipping.key)
+        if record is None:
             self._ship_reference(journal, shipping, reference, services, budget)
+        elif not are_there(shipped_files(record["files"])):
+            with services.timed("export"):
+                shipping.write(REFERENCE, self.network, Recipe())
         found = journal.find("forecast")
         if found is None:
-            plan = forecast(self.problem, self.network, self.settled, baseline.seconds)
-            journal.append("forecast", elapsed=budget.elapsed, **plan.to_dict())
-        else:
-            limit = self.settled.given.max_seconds
-            plan = Forecast(
-                self.settled.max_evaluations,
-                found["max_epochs"],
-                found["seconds"],
-                found["max_seconds"] if limit is None else limit,
+            epoch = epoch_seconds(self.problem, self.network) if self.settled.epochs else 0.0
+            plan = forecast(self.settled, epoch, baseline.seconds)
+            journal.append(
+                "forecast", epoch_seconds=epoch, elapsed=budget.elapsed, **plan.to_dict()
             )
+        else:  # the caps may be others now
+            plan = forecast(self.settled, found["epoch_seconds"], baseline.seconds)
         self.report(
             f"at most {plan.max_evaluations} evaluations and {plan.max_epochs} epochs of training,"
             f" about {_duration(plan.seconds)}; it ends after {_duration(plan.max_seconds)}"
@@ -384,13 +392,18 @@ class _Run:
     ) -> dict[str, Any]:
         from ..optimizers.pruning import Recipe
         from ..optimizers.verdict import Measured
+        from ..training.evaluation import json_values
 
         with services.timed("export"):
             shipped = shipping.ship(REFERENCE, self.network, Recipe())
         parameters, macs, _ = self._count(self.network)
         key = reference.metric.key
         measured = Measured(
-            shipped.evaluation.metrics, shipped.files[0].size_bytes, parameters, macs, None
+            json_values(shipped.evaluation.metrics),
+            shipped.files[0].size_bytes,
+            parameters,
+            macs,
+            None,
         )
         results = shipped.evaluation.per_sample.get(key)
         save_results(journal.folder, shipped_results(shipping.key), results)
@@ -408,6 +421,9 @@ class _Run:
     def _deliver(self, journal: Journal, verdict: Verdict, result: str) -> None:
         document = verdict.to_dict()
         journal.append("verdict", result=result, document=document)
+        self._write_documents(journal, document)
+
+    def _write_documents(self, journal: Journal, document: Mapping[str, Any]) -> None:
         with replacing(journal.folder / VERDICT) as part:
             part.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
         from ..reports.html import search_report
@@ -428,34 +444,6 @@ def _require_splits(problem: Problem) -> None:
         problem.split(evaluation.confirm_split, "evaluation.confirm_split")
 
 
-def _prepare_folder(folder: Path, resume: bool, fresh: bool) -> None:
-    """Make the folder of a run, and remove an earlier run when asked to.
-
-    Raises:
-        UsageError: it holds one and neither is given, or something else lies there.
-    """
-    from ..optimizers.journal import JOURNAL, holder_of
-
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: found a file; expected a folder")
-    if folder.is_dir() and (folder / JOURNAL).exists():
-        if not (resume or fresh):
-            raise UsageError(
-                f"{folder}: holds the journal of an earlier search; expected --resume or --fresh",
-                hint="--resume goes on with it, --fresh removes it and starts over",
-            )
-        if fresh and holder_of(folder) is None:
-            for path in sorted(folder.iterdir()):
-                if path.name in OWN or path.name.startswith(
-                    ("opt_model", "ref_model", "reference-")
-                ):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
-
-
 def _finished(journal: Journal, result: str) -> Verdict | None:
     """Return the verdict of a search that has converged; one that a cap ended may go on."""
     from ..optimizers.verdict import Verdict
@@ -465,7 +453,10 @@ def _finished(journal: Journal, result: str) -> Verdict | None:
         return None
     if records[-1]["document"]["stopped_by"] != "converged":
         return None
-    return Verdict.from_dict(records[-1]["document"])
+    found = Verdict.from_dict(records[-1]["document"])
+    if not are_there(found.artifacts + found.reference_artifacts):
+        return None
+    return found
 
 
 def _latency(shipping: Shipping) -> Callable[[Any, Any], tuple[float, bool]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.atomic import replacing
-from .shipping import OPTIMIZED, REFERENCE, Shipping, onnx_of
+from .shipping import OPTIMIZED, OWN_FORMAT, REFERENCE, Shipping, onnx_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,8 @@ class Ending:
         best: Record | None = None
         reason = ""
         for trial in accepted[:MOST_SHIPPED]:
+            if self.search.budget.evaluations >= self.settled.max_evaluations:
+                break
             shipped = self._ship(trial)
             fault = self._fault(shipped)
             if fault is None:
@@ -76,7 +78,6 @@ class Ending:
         path = self.shipping.save(OPTIMIZED, network, recipe)
         from ..optimizers.verdict import ShippedFile
         from .models import tree_sha256, tree_size
-        from .shipping import OWN_FORMAT
 
         size = tree_size(path) + tree_size(path.with_suffix(".safetensors"))
         found = {
@@ -102,6 +103,7 @@ class Ending:
     def _ship(self, trial: Record) -> Record:
         """Export and measure a trial; what the journal says was measured is not measured again."""
         from ..optimizers.verdict import Measured
+        from ..training.evaluation import json_values
 
         name, key = trial["name"], self.shipping.key
         services, budget = self.search.services, self.search.budget
@@ -116,7 +118,7 @@ class Ending:
         latency = self._latency(shipped.files, reference, network)
         drop = self._drop(shipped.evaluation, reference)
         measured = Measured(
-            shipped.evaluation.metrics,
+            json_values(shipped.evaluation.metrics),
             shipped.files[0].size_bytes,
             trial["parameters"],
             trial["macs"],
@@ -137,12 +139,7 @@ class Ending:
 
     def _present(self, shipped: Record) -> Record:
         """Write the files of a candidate again where others, or none, are in their place."""
-        from .models import tree_sha256
-
-        if all(
-            Path(item["path"]).exists() and tree_sha256(Path(item["path"])) == item["sha256"]
-            for item in shipped["files"]
-        ):
+        if are_there(shipped_files(shipped["files"])):
             return shipped
         network, recipe = self.search.load(shipped["name"])
         with self.search.services.timed("export"):
@@ -193,6 +190,7 @@ class Ending:
     def _confirm(self, files: Sequence[ShippedFile], reference: Record) -> dict[str, Any] | None:
         """Measure both files once more, on a split that no search saw."""
         from ..optimizers.statistics import paired_drop
+        from ..training.evaluation import json_values
 
         split = self.settled.spec.evaluation.confirm_split
         if split is None:
@@ -208,8 +206,8 @@ class Ending:
         interval = None if paired is None or paired.interval is None else list(paired.interval)
         return {
             "split": split,
-            "reference": before.metrics,
-            "optimized": after.metrics,
+            "reference": json_values(before.metrics),
+            "optimized": json_values(after.metrics),
             "drop": drop,
             "drop_interval": interval,
         }
@@ -248,7 +246,8 @@ class Ending:
             if record["kind"] == "shipped" and record["result"] == key
         ]
         if tried:
-            return min(tried, key=lambda record: float(record["drop"])), reason
+            best = min(tried, key=_deciding_drop)
+            return best, self._fault(best) or reason
         trials = [trial for trial in self.search.trials() if trial["drop"] is not None]
         # What was sent away early was measured in part only.
         measured = [trial for trial in trials if trial["status"] == "missed"] or trials
@@ -267,6 +266,9 @@ class Ending:
         search, settled = self.search, self.settled
         reference = self._reference()
         before = Measured.from_dict(reference["measured"])
+        if word == "interrupted":  # the result is there in Ingot's own format only
+            own = next(item for item in reference["files"] if item["format"] == OWN_FORMAT)
+            before = Measured.from_dict({**reference["measured"], "size_bytes": own["size_bytes"]})
         if best is not None and best.get("latency") is not None:
             values = {**reference["measured"], "latency_ms": best["latency"]["reference_ms"]}
             before = Measured.from_dict(values)
@@ -295,17 +297,29 @@ class Ending:
             settled.settings.seed,
             confirmed=None if best is None else best.get("confirmed"),
             phases=search.services.phases,
-            artifacts=() if best is None else _files(best["files"]),
-            reference_artifacts=_files(reference["files"]),
+            artifacts=() if best is None else shipped_files(best["files"]),
+            reference_artifacts=shipped_files(reference["files"]),
             versions=tool_versions(),
             warnings=_warnings(search, settled),
         )
 
 
-def _files(entries: Sequence[Mapping[str, Any]]) -> tuple[ShippedFile, ...]:
+def shipped_files(entries: Sequence[Mapping[str, Any]]) -> tuple[ShippedFile, ...]:
     from ..optimizers.verdict import ShippedFile
 
     return tuple(ShippedFile(**{**entry, "path": Path(entry["path"])}) for entry in entries)
+
+
+def _deciding_drop(shipped: Record) -> float:
+    confirmed = shipped["confirmed"]
+    return float(shipped["drop"] if confirmed is None else confirmed["drop"])
+
+
+def are_there(files: Sequence[ShippedFile]) -> bool:
+    """Whether files are where they were written to, and as they were."""
+    from .models import tree_sha256
+
+    return all(file.path.exists() and tree_sha256(file.path) == file.sha256 for file in files)
 
 
 def _warnings(search: PruningSearch, settled: Settled) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,8 @@ Progress = Callable[[str], None]
 Target = Literal["size", "latency"]
 
 _MODES: Mapping[str, Target] = {"compression": "size", "latency": "latency"}
+LEAST_SPLIT = 200
+"""Samples of an evaluation split whose measurement is worth ending early."""
 EPOCHS = 2
 """Of training after each step, where neither option nor spec says."""
 RESERVED = 2
@@ -207,16 +208,6 @@ def _epochs(spec: ModelSpec, options: CompressOptions) -> int:
     return EPOCHS
 
 
-def run_folder(spec: ModelSpec, output: Path | None, key: str, home: Path | None = None) -> Path:
-    """Return the folder of a run: the one that is given, or one in ``INGOT_HOME`` by its key."""
-    from ..runtime.detect import expand
-
-    if output is not None:
-        return expand(output)
-    home = home or Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
-    return home / "runs" / f"compress-{spec.name}-{key[:12]}"
-
-
 class FirstBatches:
     """The first batches of a split, for a dry run."""
 
@@ -238,8 +229,7 @@ class Baseline:
         key: the metric that counts.
         value: of it.
         scale: see ``optimizers.statistics.Metric``.
-        batches: of the evaluation split.
-        samples: likewise.
+        samples: of the evaluation split.
         early: whether candidates can be sent away after part of the split.
         seconds: that the evaluation took.
     """
@@ -247,7 +237,6 @@ class Baseline:
     key: str
     value: float
     scale: float | None
-    batches: int
     samples: int
     early: bool
     seconds: float
@@ -260,7 +249,8 @@ def measure_reference(problem: Problem, network: Any, settled: Settled) -> tuple
         ModelError: its metric is no number.
         InputError: the split is empty.
     """
-    from ..optimizers.statistics import scale_of
+    from ..optimizers.run_key import is_steady
+    from ..optimizers.statistics import Metric, scale_of
     from ..training.assess import eval_key, evaluate_on
 
     loader = problem.split(settled.settings.eval_split, "evaluation.eval_split")
@@ -279,9 +269,18 @@ def measure_reference(problem: Problem, network: Any, settled: Settled) -> tuple
         )
     results = found.per_sample.get(key)
     scale = scale_of(value, results)
-    batches = len(loader) if hasattr(loader, "__len__") else sum(1 for _ in loader)
-    early = scale is not None and batches >= 4 and _adds_up(problem, network, key, loader)
-    return Baseline(key, value, scale, batches, samples, early, seconds), results
+    if scale is not None and not is_steady(loader):
+        logging.getLogger("ingot").warning(
+            "%s: the split %r gives other samples, or another order, each time: no interval of the"
+            " drop, and no candidate is sent away early",
+            problem.label,
+            settled.settings.eval_split,
+        )
+        scale = None
+    early = scale is not None and _adds_up(problem, network, key, loader, results)
+    if scale is not None and results is not None:
+        value = Metric(key, scale=scale).mean(results)
+    return Baseline(key, value, scale, samples, early, seconds), results
 
 
 def reference_of(
@@ -292,30 +291,39 @@ def reference_of(
     Raises:
         UsageError: the delta is impossible in the metric's range.
     """
+    from ..optimizers.pruning.samples import RandomOrder
     from ..optimizers.pruning.search_parts import Reference
     from ..optimizers.statistics import Metric
 
     metric = Metric(baseline.key, settled.spec.evaluation.higher_is_better, baseline.scale)
     _check_delta(settled, baseline.value, metric.key, problem.label)
     _warn(settled, metric, baseline.value, baseline.samples, problem.label)
-    kept = results if baseline.early else None
-    return Reference(network, inputs, metric, baseline.value, kept, baseline.batches)
+    order = None
+    if baseline.early:
+        loader = problem.split(settled.settings.eval_split, "evaluation.eval_split")
+        order = RandomOrder.of(loader, settled.settings.seed)
+    kept = None if baseline.scale is None else results
+    return Reference(network, inputs, metric, baseline.value, kept, order)
 
 
-def _adds_up(problem: Problem, network: Any, key: str, loader: Any) -> bool:
-    """Whether an evaluation can be asked batch by batch, and its results joined."""
+def _adds_up(problem: Problem, network: Any, key: str, loader: Any, results: Any) -> bool:
+    """Whether an evaluation of some samples, picked at random, gives the results that they had."""
+    from ..optimizers.pruning.samples import RandomOrder
     from ..training.assess import evaluate_on
 
-    first = list(islice(iter(loader), 2))
+    order = RandomOrder.of(loader, 0)
+    if order is None or len(order.indices) != len(results) or len(results) < LEAST_SPLIT:
+        return False
+    indices, batches = next(order.parts((0.05,)))
     try:
-        whole, _ = evaluate_on(problem, network, first)
-        parts = [evaluate_on(problem, network, [batch])[0] for batch in first]
-    except Exception:  # it counts on a loader, or on a whole split; then it gets that
+        found, _ = evaluate_on(problem, network, batches)
+    except Exception:  # it counts on its loader, or on a whole split; then it gets that
         return False
-    if key not in whole.per_sample or any(key not in part.per_sample for part in parts):
-        return False
-    joined = [float(x) for part in parts for x in part.per_sample[key]]
-    return joined == [float(x) for x in whole.per_sample[key]]
+    some = found.per_sample.get(key)
+    return some is not None and all(
+        math.isclose(float(one), float(other), rel_tol=1e-4, abs_tol=1e-6)
+        for one, other in zip(some, results[indices], strict=False)
+    )
 
 
 def _check_delta(settled: Settled, value: float, key: str, label: str) -> None:
@@ -362,19 +370,17 @@ def _warn(settled: Settled, metric: Any, value: float, samples: int, label: str)
             )
 
 
-def forecast(problem: Problem, network: Any, settled: Settled, evaluation: float) -> Forecast:
+def forecast(settled: Settled, epoch: float, evaluation: float) -> Forecast:
     """Forecast what the search takes at most, from a few training steps and one evaluation.
 
     Args:
-        problem: data and loss.
-        network: the reference.
         settled: the settled options.
+        epoch: seconds of one epoch of training.
         evaluation: seconds of one evaluation.
     """
     from ..optimizers.budget import Forecast
 
     trials = settled.max_evaluations - RESERVED - 2
-    epoch = _epoch_seconds(problem, network) if settled.epochs else 0.0
     seconds = trials * (settled.epochs * epoch + evaluation) + (RESERVED + 2) * evaluation
     given = settled.given.max_seconds
     return Forecast(
@@ -385,7 +391,7 @@ def forecast(problem: Problem, network: Any, settled: Settled, evaluation: float
     )
 
 
-def _epoch_seconds(problem: Problem, network: Any) -> float:
+def epoch_seconds(problem: Problem, network: Any) -> float:
     """Return about how long an epoch of recovery takes, with a teacher beside it."""
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,4 +66,6 @@ def write_step_summary(verdict: Mapping[str, Any]) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(comparison_markdown(verdict) + "\n")
     except OSError as error:
-        raise UsageError(f"{SUMMARY}: {path}: cannot be written: {error.strerror}") from error
+        logging.getLogger("ingot").warning(
+            "%s: %s: cannot be written: %s", SUMMARY, path, error.strerror
+        )

@@ -118,7 +118,8 @@ class Shipping:
 
         options = self.options
         made = (options.formats, options.precision, options.resolutions, self.spec.bn_fusion)
-        return hash_of([*made, str(options.exports.absolute())])[:12]
+        timed = (options.batch_size, options.threads)
+        return hash_of([*made, *timed, str(options.exports.absolute())])[:12]
 
     def ship(self, stem: str, network: nn.Module, recipe: Recipe) -> Shipped:
         """Write a network in every format, check each file, and measure the first one.

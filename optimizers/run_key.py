@@ -47,7 +47,9 @@ def hash_spec(spec: ModelSpec) -> str:
     values = spec.to_dict()
     for name in ("export", "license", "run_key"):
         values.pop(name, None)
-    return hash_of(values)
+    # The same folder elsewhere is the same spec.
+    text = json.dumps(values, sort_keys=True, default=str).replace(str(spec.root.absolute()), ".")
+    return hash_of(text)
 
 
 def hash_model(network: Any, code_root: Path | None) -> str:
@@ -58,7 +60,9 @@ def hash_model(network: Any, code_root: Path | None) -> str:
         whole.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         whole.update(value.flatten().view(_bytes_type()).numpy().tobytes())
     for path in code_files(code_root):
-        whole.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        assert code_root is not None
+        name = path.relative_to(code_root)
+        whole.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()
 
 
@@ -88,6 +92,15 @@ def hash_data(splits: Splits, eval_split: str, seed: int, run_key: str | None) -
     return whole.hexdigest()
 
 
+def is_steady(loader: Any) -> bool:
+    """Whether two readings of a split begin with the same batch; nothing is seeded between."""
+    first, second = hashlib.sha256(), hashlib.sha256()
+    for whole in (first, second):
+        for batch in islice(iter(loader), 1):
+            _add(whole, batch)
+    return first.digest() == second.digest()
+
+
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Check that a journal belongs to what is searched now.
 
@@ -104,13 +117,25 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path
 
 
 def code_files(root: Path | None) -> list[Path]:
-    """Return the modules beside a model: those in its folder, and in packages in it."""
+    """Return the modules beside a model: those in its folder, and in folders below it."""
     if root is None or not root.is_dir():
         return []
-    found = sorted(root.glob("*.py"))
-    for package in sorted(root.glob("*/__init__.py")):
-        found += sorted(package.parent.rglob("*.py"))
-    return found[:_MOST_FILES]
+    found: list[Path] = []
+    waiting = [root]
+    while waiting and len(found) < _MOST_FILES:
+        folder = waiting.pop()
+        entries = sorted(folder.iterdir())
+        names = {entry.name for entry in entries}
+        if "pyvenv.cfg" in names or "journal.jsonl" in names:
+            continue
+        found += [entry for entry in entries if entry.suffix == ".py" and entry.is_file()]
+        waiting += [
+            entry
+            for entry in entries
+            if entry.is_dir() and not entry.is_symlink() and entry.name.isidentifier()
+            if not entry.name.startswith("__")
+        ]
+    return sorted(found)[:_MOST_FILES]
 
 
 def _bytes_type() -> Any:

@@ -46,6 +46,11 @@ class Metric:
     higher_is_better: bool = True
     scale: float | None = None
 
+    def mean(self, results: Array) -> float:
+        """Return the metric from its results of single samples; it has a scale."""
+        assert self.scale is not None
+        return float(results.mean(dtype=np.float64)) * self.scale
+
     def drop(self, reference: float, value: float) -> float:
         """Return by how much a value is worse; NaN is worse than anything."""
         if math.isnan(value):
@@ -89,6 +94,8 @@ def paired_drop(metric: Metric, reference: Array | None, candidate: Array | None
     difference, scale = found
     value = float(difference.mean(dtype=np.float64)) * scale
     low, high = _interval(difference, Z_INTERVAL)
+    if not math.isfinite(high - low):  # of one sample
+        return Drop(value)
     return Drop(value, (low * scale, high * scale))
 
 

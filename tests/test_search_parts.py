@@ -259,13 +259,13 @@ def test_predicted_costs_are_those_of_the_pruned_network() -> None:
         assert model.parameters({}) == count
         curve = Sensitivity.of({0.25: 0.1, 0.5: 0.3, 0.75: 1.0})
         curves = {group.name: curve for group in groups}
-        kept = allocate(groups, curves, model.parameters, 1.8)
+        kept = allocate(groups, curves, model.parameters, model.saved_parameters, 1.8)
         keep = {group.name: list(range(kept[group.name])) for group in groups}
         pruned, _ = prune(network, keep, groups)
         left = sum(parameter.numel() for parameter in pruned.parameters())
         assert model.parameters(kept) == pytest.approx(left, rel=1e-6)
         assert count / left == pytest.approx(1.8, rel=0.1)
-        aligned = allocate(groups, curves, model.parameters, 1.8, align=8)
+        aligned = allocate(groups, curves, model.parameters, model.saved_parameters, 1.8, align=8)
         wide = [group for group in groups if group.channels >= 16 and group.granularity == 1]
         assert all(aligned[group.name] % 8 == 0 for group in wide)
 

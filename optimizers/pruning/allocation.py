@@ -17,10 +17,12 @@ def allocate(
     groups: Sequence[ChannelGroup],
     curves: Mapping[str, Sensitivity],
     cost: Callable[[Kept], float],
+    saved: Callable[[Kept, str, int], float],
     ratio: float,
     *,
     most: float = 0.5,
     align: int = 1,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
     """Return how many channels of each group stay so that the cost falls by a ratio.
 
@@ -32,11 +34,13 @@ def allocate(
         groups: the groups.
         curves: the sensitivity of each.
         cost: of the network, by the number of channels that stay.
+        saved: how much of the cost goes when one group, by name, gets another width.
         ratio: of the cost before to that after.
         most: the largest part of a group's channels that may go at once: beyond it nothing was
             learned from what is left.
         align: filters that the number of kept ones should be a multiple of, a power of 2; what
             hardware likes. Groups of fewer than twice as many take a smaller one.
+        check: called before each move; may raise to end it.
     """
     kept = {group.name: group.channels for group in groups}
     start = cost(kept)
@@ -44,22 +48,24 @@ def allocate(
     noise = 1e-3 * max((max(curve.rises) for curve in curves.values()), default=0.0) + 1e-12
     now = start
     while now > target:
+        check()
         best: tuple[float, str, int, float] | None = None
         for group in groups:
             width = _next_width(group, kept[group.name], most, align)
             if width is None:
                 continue
-            after = cost({**kept, group.name: width})
-            if after >= now:
+            gone = saved(kept, group.name, width)
+            if gone <= 0:
                 continue
             curve = curves[group.name]
             rise = curve(1 - width / group.channels) - curve(1 - kept[group.name] / group.channels)
-            gain = (now - after) / (rise + noise * (kept[group.name] - width) / group.channels)
+            gain = gone / (rise + noise * (kept[group.name] - width) / group.channels)
             if best is None or gain > best[0]:
-                best = gain, group.name, width, after
+                best = gain, group.name, width, gone
         if best is None:
             break
-        _, name, width, now = best
+        _, name, width, gone = best
+        now -= gone
         kept[name] = width
     return kept
 

@@ -43,7 +43,7 @@ class CostModel:
     macs: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._widths: dict[tuple[str, str], int] = {}
+        self._channels = {group.name: group.channels for group in self.groups}
         self._share: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
         sizes: list[_Part] = []
         work: list[_Part] = []
@@ -87,28 +87,46 @@ class CostModel:
         self._sizes = [*sizes, _Part(float(rest), ())]
         other = sum(self.macs.values()) - sum(part.amount for part in work)
         self._work = [*work, _Part(float(other), ())]
+        self._sizes_of, self._work_of = self._touched(sizes), self._touched(work)
 
     def parameters(self, kept: Kept) -> float:
         """Return how many parameters are left."""
-        return self._total(self._sizes, kept)
+        return sum(self._amount(part, kept) for part in self._sizes)
 
     def macs_left(self, kept: Kept) -> float:
         """Return how many multiply-accumulates are left."""
-        return self._total(self._work, kept)
+        return sum(self._amount(part, kept) for part in self._work)
 
-    def _total(self, parts: Sequence[_Part], kept: Kept) -> float:
-        channels = {group.name: group.channels for group in self.groups}
-        fractions: dict[tuple[str, str], float] = {}
-        for side, shares in self._share.items():
-            gone = sum(
-                share * (channels[name] - kept.get(name, channels[name]))
-                for name, share in shares.items()
-            )
-            fractions[side] = max(0.0, 1.0 - gone)
-        total = 0.0
+    def saved_parameters(self, kept: Kept, name: str, width: int) -> float:
+        """Return how many parameters go when one group has another width."""
+        return self._saved(self._sizes_of, kept, name, width)
+
+    def saved_macs(self, kept: Kept, name: str, width: int) -> float:
+        """Return how many multiply-accumulates go when one group has another width."""
+        return self._saved(self._work_of, kept, name, width)
+
+    def _saved(
+        self, parts: Mapping[str, Sequence[_Part]], kept: Kept, name: str, width: int
+    ) -> float:
+        after = {**kept, name: width}
+        return sum(
+            self._amount(part, kept) - self._amount(part, after) for part in parts.get(name, ())
+        )
+
+    def _touched(self, parts: Sequence[_Part]) -> dict[str, list[_Part]]:
+        """Return the parts that each group changes."""
+        found: dict[str, list[_Part]] = defaultdict(list)
         for part in parts:
-            amount = part.amount
-            for side in part.sides:
-                amount *= fractions[side]
-            total += amount
-        return total
+            for name in {name for side in part.sides for name in self._share[side]}:
+                found[name].append(part)
+        return found
+
+    def _amount(self, part: _Part, kept: Kept) -> float:
+        amount = part.amount
+        for side in part.sides:
+            gone = sum(
+                share * (self._channels[name] - kept.get(name, self._channels[name]))
+                for name, share in self._share[side].items()
+            )
+            amount *= max(0.0, 1.0 - gone)
+        return amount

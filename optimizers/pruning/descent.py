@@ -67,6 +67,7 @@ class Descent:
         level: 2 begins with smaller steps.
         deepsearch: go on with smaller steps at the end.
         rate: factor of the learning rate to begin with; None where nothing is trained with it.
+        trains: whether candidates are trained at all.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Descent:
         level: int = 1,
         deepsearch: bool = False,
         rate: float | None = 1.0,
+        trains: bool = True,
     ) -> None:
         self.delta = delta
         self.ratio = 1.6 if level == 1 else 1.45
@@ -84,6 +86,7 @@ class Descent:
         self.again: str | None = None
         self.converged = False
         self._drop = math.inf
+        self._trains = trains
         self._first: list[_First] | None = [] if rate is not None else None
 
     def plan(self) -> Plan | None:
@@ -130,7 +133,7 @@ class Descent:
             if drop < self.delta / 2 and not was_again:
                 self.ratio = min(self.ratio * _GROWTH, _LARGEST)
             return
-        if status == "missed" and drop is not None:
+        if status == "missed" and drop is not None and self._trains:
             limit = _FALLS_FAST * self._drop if was_again else _WORTH_MORE * self.delta
             if drop <= limit:
                 self.again, self._drop = name, drop

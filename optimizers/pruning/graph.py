@@ -147,8 +147,6 @@ def channel_graph(module: nn.Module, inputs: Inputs, exclude: Sequence[str] = ()
         group = None if reason else _describe(found.module, channels, classes, heads)
         if group is not None and group.channels == 1:
             reason = "all of its channels depend on each other"
-        elif group is not None and _is_excluded(group, exclude):
-            reason = "it is excluded"
         if group is not None and reason is None:
             groups.append(group)
         else:
@@ -157,6 +155,10 @@ def channel_graph(module: nn.Module, inputs: Inputs, exclude: Sequence[str] = ()
     for path, reason in channels.left_out():
         skipped.setdefault(path, reason)
     groups = _named(groups, found.names.values())
+    for group in [group for group in groups if _is_excluded(group, exclude)]:
+        groups.remove(group)
+        for path in group.layers:
+            skipped.setdefault(path, "it is excluded")
     for path in [path for group in groups for path in group.layers]:
         skipped.pop(path, None)
     if not groups:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ...training.inputter import Inputter
+from ...training.assess import user_code
+from ...training.inputter import Array, Inputter, random_generator
+from ...training.loaders import seeded_batches
 from ...training.problem import Problem
 from ...training.randomness import seed_everything
 from ...training.runner import batch_size_of
@@ -30,7 +32,8 @@ def calibration_batches(problem: Problem, seed: int, samples: int = SAMPLES) -> 
     """
     seed_everything(seed, 0, 0)
     loader = problem.split("train", "data.splits")
-    batches = loader.batches(0) if isinstance(loader, Inputter) else iter(loader)
+    is_own = isinstance(loader, Inputter)
+    batches = loader.batches(0) if is_own else seeded_batches(loader, seed, 0)
     found: list[Any] = []
     count = 0
     for batch in batches:
@@ -65,7 +68,7 @@ def example_inputs(problem: Problem, network: nn.Module, batch: Any, seed: int) 
     was_training = network.training
     network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), user_code(problem, "forward_pass"):
             x = problem.forward_pass.extract_model_inputs(batch)
             problem.forward_pass.model_call(network, x, problem.device)
     finally:
@@ -74,9 +77,11 @@ def example_inputs(problem: Problem, network: nn.Module, batch: Any, seed: int) 
     if not given:
         raise InputError(f"{problem.label}: forward_pass: model_call does not call the model")
     generator = torch.Generator().manual_seed(seed)
+    size = batch_size_of(batch)
 
     def example(tensor: torch.Tensor) -> torch.Tensor:
-        part = tensor.detach()[:_EXAMPLES] if tensor.ndim else tensor.detach()
+        is_batch = tensor.ndim > 0 and tensor.shape[0] == size
+        part = tensor.detach()[:_EXAMPLES] if is_batch else tensor.detach()
         if not part.is_floating_point():
             return part.clone()
         values = torch.randn(part.shape, generator=generator, dtype=torch.float32)
@@ -86,24 +91,60 @@ def example_inputs(problem: Problem, network: nn.Module, batch: Any, seed: int) 
     return map_tensors(tuple(args), example), map_tensors(kwargs, example)
 
 
-class Parts:
-    """Iterates over a split in several parts, so that work can end after each.
+class RandomOrder:
+    """Reads the samples of a split in a random order: any part of it tells of the whole.
+
+    Splits are often sorted by class, and their first samples tell of some classes only.
 
     Args:
-        loader: the batches.
-        sizes: batches of each part; the last part gets what is left.
+        count: samples of the split.
+        read: returns the batches of some samples, by their indices.
+        seed: of the order.
     """
 
-    def __init__(self, loader: Any, sizes: list[int]) -> None:
-        self._batches = iter(loader)
-        self._sizes = sizes
+    def __init__(self, count: int, read: Callable[[Array], Iterable[Any]], seed: int) -> None:
+        self.indices: Array = random_generator(seed, count).permutation(count)
+        self._read = read
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        for size in self._sizes[:-1]:
-            part = list(islice(self._batches, size))
-            if not part:
-                return
-            yield part
-        rest = list(self._batches)
-        if rest:
-            yield rest
+    @classmethod
+    def of(cls, loader: Any, seed: int) -> RandomOrder | None:
+        """Return the random order of a split; None where its samples cannot be picked."""
+        if isinstance(loader, Inputter):
+            if loader.shuffle:
+                return None
+            return cls(loader.num_samples, partial(_picked, loader), seed)
+        from torch.utils.data import DataLoader, SequentialSampler
+
+        if type(loader) is not DataLoader or loader.batch_size is None:
+            return None
+        if not isinstance(loader.sampler, SequentialSampler):
+            return None
+        return cls(len(loader.sampler), partial(_subset, loader), seed)
+
+    def parts(self, fractions: Sequence[float]) -> Iterator[tuple[Array, Iterable[Any]]]:
+        """Yield indices and batches of parts, the last of which is what is left."""
+        start = 0
+        for fraction in (*fractions, 1.0):
+            end = start + max(1, round(fraction * len(self.indices)))
+            chosen = self.indices[start:end]
+            if len(chosen):
+                yield chosen, self._read(chosen)
+            start = end
+
+
+def _picked(loader: Inputter, indices: Array) -> Iterator[Any]:
+    for start in range(0, len(indices), loader.batch_size):
+        arrays = loader.read(indices[start : start + loader.batch_size], None)
+        convert = loader.convert
+        yield tuple(arrays) if convert is None else tuple(map(convert, arrays))
+
+
+def _subset(loader: Any, indices: Array) -> Iterable[Any]:
+    from torch.utils.data import DataLoader, Subset
+
+    return DataLoader(
+        Subset(loader.dataset, indices.tolist()),
+        batch_size=loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+    )

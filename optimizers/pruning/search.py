@@ -18,6 +18,7 @@ from ...frameworks.base import first_line
 from ...frameworks.pytorch import load_weights
 from ...specs.hints import did_you_mean
 from ...training.assess import evaluate_on
+from ...training.evaluation import json_values
 from ...training.options import TrainerOptions
 from ...training.problem import Problem
 from ...training.randomness import seed_everything
@@ -34,7 +35,7 @@ from .modules import Inputs, copy_module
 from .prune import prune
 from .recipe import Recipe
 from .recovery import first_rate, recover, recover_outside
-from .samples import Parts, calibration_batches
+from .samples import calibration_batches
 from .search_parts import Reference, SearchSettings, Services
 from .sensitivity import importance, least_important, sensitivities
 from .tracing import UnprunableError
@@ -97,17 +98,22 @@ class PruningSearch:
             CheckError: pruning computed something else than masking.
         """
         settings = self.settings
-        trains_here = bool(self.options.epochs) and self.services.external_loop is None
+        trains = bool(self.options.epochs)
+        trains_here = trains and self.services.external_loop is None
         rate = first_rate(self.problem.spec) if trains_here else None
-        descent = Descent(settings.delta, settings.level, settings.deepsearch, rate)
+        descent = Descent(settings.delta, settings.level, settings.deepsearch, rate, trains)
         number = 0
         while (plan := descent.plan()) is not None:
             number += 1
             record = self.journal.find("trial", str(number))
-            if record is None:
-                record = self._try(str(number), plan)
-            else:
+            if record is not None:
                 self.budget.spend(int(record["drop"] is not None), record["epochs"])
+            elif any(int(trial["name"]) > number for trial in self.trials()):
+                # It failed, and the search went on from that.
+                record = self._record(str(number), plan, "failed", time.monotonic())
+                self.budget.spend(1)
+            else:
+                record = self._try(str(number), plan)
             descent.learn(str(number), record["status"], record["drop"])
             if settings.dry_run and record["status"] != "failed":
                 return
@@ -166,6 +172,7 @@ class PruningSearch:
         except TrainingError as error:
             # What failed is not written down: a resumed search tries it again.
             self.services.report(f"trial {name}: {error.message}")
+            self.budget.spend(int(self.journal.find("trained", name) is None))
             return self._record(name, plan, "failed", start, reason=error.message)
 
     def _candidate(self, name: str, plan: Plan) -> tuple[nn.Module | None, Record]:
@@ -210,8 +217,10 @@ class PruningSearch:
                 groups,
                 curves,
                 cost.macs_left if is_fast else cost.parameters,
+                cost.saved_macs if is_fast else cost.saved_parameters,
                 plan.ratio,
                 align=ALIGN if is_fast else 1,
+                check=self.budget.check,
             )
             keep = {
                 group.name: least_important(scores[group.name], group.channels - kept[group.name])
@@ -258,8 +267,8 @@ class PruningSearch:
         found: dict[str, Any] = {"epochs": trained["epochs"], "losses": trained["losses"]}
         if is_early:
             seen = 0 if results is None else len(results)
-            reason = f"after {seen} samples it was certain to miss"
-            drop = _partial_drop(self.reference, results)
+            reason = f"after {seen} samples, picked at random, it was certain to miss"
+            drop = metrics[self.reference.metric.key]
             return self._write(
                 name, plan, "rejected early", start, pruned, drop=drop, reason=reason, **found
             )
@@ -328,25 +337,33 @@ class PruningSearch:
     def _evaluate(
         self, network: nn.Module, limit: float
     ) -> tuple[dict[str, float], Array | None, bool]:
-        """Return metrics, results of single samples, and whether it was sent away early."""
+        """Return metrics, results of single samples, and whether it was sent away early.
+
+        In that case the metric is the drop so far, and the results are those of some samples.
+        """
         problem, metric = self.problem, self.reference.metric
+        before, order = self.reference.per_sample, self.reference.order
         loader = problem.split(self.settings.eval_split, "evaluation.eval_split")
-        before = self.reference.per_sample
         with self.services.timed("evaluation"):
-            if before is None:
+            if before is None or order is None:
                 found, _ = evaluate_on(problem, network, loader)
-                return found.metrics, found.per_sample.get(metric.key), False
-            sizes = [max(1, round(part * self.reference.batches)) for part in PARTS]
-            parts: list[Array] = []
-            for part in Parts(loader, [*sizes, 0]):
-                found, _ = evaluate_on(problem, network, part)
-                parts.append(found.per_sample[metric.key])
-                results = np.concatenate(parts)
-                is_last = len(results) >= len(before)
-                if not is_last and is_hopeless(metric, before, results, limit):
-                    return {}, results, True
-        assert metric.scale is not None
-        return {metric.key: float(results.mean(dtype=np.float64)) * metric.scale}, results, False
+                results = found.per_sample.get(metric.key)
+                metrics = json_values(found.metrics)
+                if metric.scale is None or results is None:
+                    return metrics, results, False
+                return {**metrics, metric.key: metric.mean(results)}, results, False
+            results = np.empty_like(before)
+            seen: list[Array] = []
+            for indices, batches in order.parts(PARTS):
+                found, _ = evaluate_on(problem, network, batches)
+                results[indices] = found.per_sample[metric.key]
+                seen.append(indices)
+                some = np.concatenate(seen)
+                is_last = len(some) == len(before)
+                if not is_last and is_hopeless(metric, before[some], results[some], limit):
+                    drop = paired_drop(metric, before[some], results[some])
+                    return {metric.key: 0.0 if drop is None else drop.value}, results[some], True
+        return {metric.key: metric.mean(results)}, results, False
 
     def _write(
         self, name: str, plan: Plan, status: Status, start: float, pruned: Record, **found: Any
@@ -487,10 +504,3 @@ def _kept(
         kept = len(keep.get(group.name, range(group.channels)))
         found[group.name] = {"kept": kept, "channels": channels}
     return found
-
-
-def _partial_drop(reference: Reference, results: Array | None) -> float | None:
-    if results is None or reference.per_sample is None:
-        return None
-    found = paired_drop(reference.metric, reference.per_sample[: len(results)], results)
-    return None if found is None else found.value

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ...training.options import TrainerOptions
     from .recipe import Recipe
     from .recovery import Recovered
+    from .samples import RandomOrder
 
 Target = Literal["size", "latency"]
 
@@ -56,8 +57,9 @@ class Reference:
         inputs: random arguments for it.
         metric: the one that counts.
         value: of the metric, of the network itself.
-        per_sample: its results of single samples; None where candidates cannot be sent away early.
-        batches: of the evaluation split.
+        per_sample: its results of single samples, in the order of the split.
+        order: a random order of the split, in which candidates are measured, so that they can be
+            sent away early; None where that cannot be.
     """
 
     network: nn.Module
@@ -65,7 +67,7 @@ class Reference:
     metric: Metric
     value: float
     per_sample: Array | None = None
-    batches: int = 0
+    order: RandomOrder | None = None
 
 
 @dataclass
