@@ -336,7 +336,7 @@ class _Run:
         """Measure the reference, as a network and as the file that would ship."""
         from ..optimizers.pruning import Recipe
         from ..optimizers.pruning.samples import calibration_batches, example_inputs
-        from ..optimizers.pruning.search import find_groups
+        from ..optimizers.pruning.usable_groups import find_groups
 
         settings = self.settled.settings
         first = calibration_batches(self.problem, settings.seed, 1)[0]
