@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..reports.comparison import HEADINGS, comparison_rows, headline
+from ..reports.numbers import duration
 from .console import StyledTable, _console, _fields, echo, human_size, lines_above, print_table
-from .console_train import duration
 
 if TYPE_CHECKING:
     from ..commands.compress import Progress, Watch

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..reports.numbers import duration
 from .console import StyledTable, _console, _fields, human_size, print_table
 
 if TYPE_CHECKING:
@@ -20,16 +21,6 @@ def number(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) < 1e6 else f"{value:g}"
     return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in its two largest units: ``2h 05m``, ``3m 20s``, ``12s``."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    if whole >= 60:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole}s"
 
 
 def _numbers(event: TrainProgress) -> str:

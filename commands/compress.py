@@ -38,6 +38,7 @@ from .compress_setup import (
 from .compress_worker import worker_trainer
 from .shipping import REFERENCE, Shipping, ShippingOptions
 from .signals import on_signals
+from .train_external import external_loop
 
 if TYPE_CHECKING:
     from ..optimizers.budget import Budget, Forecast, StoppedBy
@@ -139,7 +140,6 @@ class _Run:
         )
         if live is not None and live.optimizer is not None:
             self.options = replace(self.options, optimizer=live.optimizer)
-        self.started = time.monotonic()
 
     def search(self) -> Verdict:
         from ..optimizers.journal import Journal
@@ -191,7 +191,7 @@ class _Run:
         settled = self.settled
         first = journal.find("run")
         if first is None:
-            first = self._begin(journal, identity)
+            self._begin(journal, identity)
         else:
             if identity["data"] is None:
                 raise UsageError(
@@ -208,10 +208,10 @@ class _Run:
             services.trainer = worker_trainer(settled, budget)
 
         def stop() -> bool:
-            was_asked, budget.stop_requested = budget.stop_requested, True
-            if not was_asked:
+            is_first = budget.request_stop()
+            if is_first:
                 self.report("stopping after the present step (once more ends at once)")
-            return not was_asked
+            return is_first
 
         with on_signals(stop):
             shipping = self._shipping(journal.folder)
@@ -245,14 +245,14 @@ class _Run:
         self._deliver(journal, verdict, shipping.key)
         return verdict
 
-    def _begin(self, journal: Journal, identity: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, journal: Journal, identity: dict[str, Any]) -> None:
         settings = self.settled.settings
         if identity["data"] is None:
             logging.getLogger("ingot").warning(
                 "the data gives something else each time it is read: a search that is interrupted"
                 " cannot be resumed (run_key in the spec would name the data)"
             )
-        return journal.append(
+        journal.append(
             "run",
             format=1,
             key=identity["model"][:12],
@@ -301,13 +301,8 @@ class _Run:
         from ..optimizers.pruning.search_parts import Services
 
         loop = None if self.live is None else self.live.external_loop
-        name = self.settled.spec.external_training_loop
-        if name is not None:
-            import inspect
-
-            loop = self.problem.components.code.attribute(name, "external_training_loop")
-            if inspect.isclass(loop):
-                loop = self.problem.components.call(loop, {}, "external_training_loop", name)
+        if self.settled.spec.external_training_loop is not None:
+            loop = external_loop(self.problem)
         return Services(self._count, report=self.report, external_loop=loop)
 
     def _count(self, network: Any) -> tuple[int, int | None, Mapping[str, int]]:
@@ -389,7 +384,7 @@ class _Run:
         reference: Reference,
         services: Services,
         budget: Budget,
-    ) -> dict[str, Any]:
+    ) -> None:
         from ..optimizers.pruning import Recipe
         from ..optimizers.verdict import Measured
         from ..training.evaluation import json_values
@@ -407,7 +402,7 @@ class _Run:
         )
         results = shipped.evaluation.per_sample.get(key)
         save_results(journal.folder, shipped_results(shipping.key), results)
-        return journal.append(
+        journal.append(
             "reference",
             result=shipping.key,
             measured=measured.to_dict(),

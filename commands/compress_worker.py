@@ -46,7 +46,7 @@ def worker_trainer(settled: Settled, budget: Budget) -> Trainer:
         job = {
             "spec": str(settled.spec.path),
             "overrides": list(settled.overrides),
-            "device": settled.given.device,
+            "device": str(options.device),
             "dry_run": settled.settings.dry_run,
             "recipe": recipe.to_dict(),
             "start": str(start),
@@ -88,7 +88,7 @@ def run_job(job: Mapping[str, Any]) -> None:
     from ..training.distributed import Workers, joined, wait_for_all
     from ..training.hardware import choose_device, set_threads
     from ..training.problem import Problem
-    from ..training.torch_state import write_tensors
+    from ..training.torch_state import write_network
     from .compress_setup import FirstBatches
 
     spec = load_spec(job["spec"], job["overrides"])
@@ -111,14 +111,9 @@ def run_job(job: Mapping[str, Any]) -> None:
         learning_rate_factor=job["rate"],
     )
     budget = Budget(1, job["seconds"])
-
-    def stop() -> bool:
-        was_asked, budget.stop_requested = budget.stop_requested, True
-        return not was_asked
-
     losses: tuple[float, ...] = ()
     failure = None
-    with joined(workers, device), on_signals(stop):
+    with joined(workers, device), on_signals(budget.request_stop):
         try:
             done = recover(
                 problem, network, teacher, options, budget, Path(job["folder"]), workers=workers
@@ -127,11 +122,7 @@ def run_job(job: Mapping[str, Any]) -> None:
         except TrainingError as error:
             failure = error.message
         if workers.is_first:
-            state = network.state_dict()
-            write_tensors(
-                Path(job["target"]),
-                {name: value.detach().cpu().clone() for name, value in state.items()},
-            )
+            write_network(Path(job["target"]), network.state_dict())
             with replacing(Path(job["answer"])) as part:
                 part.write_text(json.dumps({"losses": losses, "error": failure}))
         wait_for_all(workers)

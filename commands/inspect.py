@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +61,7 @@ def requirements(model: str | Path) -> str:
 
 
 def _package(package: Package) -> dict[str, Any]:
+    from ..frameworks.base import file_sha256
     from ..runtime.package import GOLDEN_FILES
 
     config, reader = package.config, package.reader
@@ -77,7 +77,7 @@ def _package(package: Package) -> dict[str, Any]:
         "container": "directory" if reader.is_directory else "zip",
         "size_bytes": reader.total_size if reader.is_directory else package.path.stat().st_size,
         "unpacked_bytes": reader.total_size,
-        "sha256": None if reader.is_directory else _sha256(package.path),
+        "sha256": None if reader.is_directory else file_sha256(package.path),
         "format_version": extras.get("format_version"),
         "written_by": "Ingot" if package.written_by_ingot else "Neuropod",
         "inputs": [spec.to_dict() for spec in config.inputs],
@@ -142,11 +142,6 @@ def _dtype(dtype: np.dtype[Any], name: str, specs: Sequence[TensorSpec]) -> str:
     return dtype.name
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _spec(path: Path) -> dict[str, Any]:
     from ..specs import load_spec
 
@@ -163,6 +158,7 @@ def _spec(path: Path) -> dict[str, Any]:
 
 
 def _bare(path: Path, framework: str) -> dict[str, Any]:
+    from ..frameworks.base import file_sha256
     from ..runtime.child import run_source
     from ..runtime.detect import bare_source
 
@@ -174,7 +170,7 @@ def _bare(path: Path, framework: str) -> dict[str, Any]:
         "name": path.stem,
         "framework": framework,
         "size_bytes": sum(file.stat().st_size for file in files),
-        "sha256": _sha256(path) if path.is_file() else None,
+        "sha256": file_sha256(path) if path.is_file() else None,
         "inputs": [spec.to_dict() for spec in found.inputs],
         "outputs": [spec.to_dict() for spec in found.outputs],
     }

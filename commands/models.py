@@ -101,8 +101,9 @@ def _of_spec(spec: ModelSpec) -> NamedModel:
 def tree_sha256(path: Path) -> str:
     """Return the sha256 of a file; of a folder, that of its files' names and hashes, sorted."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        from ..frameworks.base import file_sha256
+
+        return file_sha256(path)
     whole = hashlib.sha256()
     for file_path in sorted(entry for entry in path.rglob("*") if entry.is_file()):
         name = file_path.relative_to(path).as_posix()

@@ -40,6 +40,7 @@ def write_depfile(path: Path, verdict: Verdict, spec: Path, overrides: Sequence[
     from ..reports.depfile import depfile
     from ..runtime.sources import source_from_spec
     from ..specs import load_spec
+    from .compress_folder import VERDICT
 
     loaded = load_spec(spec, overrides)
     source = source_from_spec(loaded)
@@ -47,7 +48,7 @@ def write_depfile(path: Path, verdict: Verdict, spec: Path, overrides: Sequence[
     files += [found for found in (source.weights, loaded.problem) if found is not None]
     here = Path.cwd()
     named = [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
-    target = verdict.run_dir / "verdict.json"
+    target = verdict.run_dir / VERDICT
     try:
         with replacing(path) as part:
             part.write_text(depfile([target], named))

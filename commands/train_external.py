@@ -49,7 +49,7 @@ def refuse_ignored(problem: Problem, resume: bool) -> None:
     from ..training.components import parameters_of
 
     spec, name = problem.spec, problem.spec.external_training_loop
-    known = parameters_of(getattr(_loop(problem, make=False), "train", None))
+    known = parameters_of(getattr(external_loop(problem, make=False), "train", None))
     trainer = spec.full_trainer or FullTrainerSection()
     taken = {*(("augmenter",) if "data" in known else ())}
     taken |= {*(_OF_OPTIMIZER if "optimizer" in known and trainer.optimizer is not None else ())}
@@ -76,7 +76,7 @@ def _changed(section: Any, keys: tuple[str, ...], taken: Container[str]) -> list
     return [key for key in changed if key not in taken]
 
 
-def _loop(problem: Problem, make: bool = True) -> Any:
+def external_loop(problem: Problem, make: bool = True) -> Any:
     """Return the loop; its class, where it is one and is not to be made."""
     import inspect
 
@@ -118,7 +118,7 @@ def train_outside(
     from ..training.torch_modeler import TorchModeler
 
     name = problem.spec.external_training_loop
-    loop = _loop(problem)
+    loop = external_loop(problem)
     split = problem.split(options.eval_split, "evaluation.eval_split")
     if options.pretrained is not None:
         load_pretrained(network, options.pretrained, options.pretrained_skip, problem.label)

@@ -6,7 +6,6 @@ that every command takes it in place of the model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..errors import ModelError, UsageError
 from ..frameworks import ModelSource
-from ..frameworks.base import first_line
+from ..frameworks.base import file_sha256, first_line
 from ..specs import ModelSpec
 from ..specs.reading import MAX_JSON_BYTES
 from ..specs.spec import FORMAT_VERSION
@@ -45,7 +44,7 @@ def export(job: Job, variants: Sequence[Variant]) -> list[Draft]:
         section, runner = _keras(job, weights)
     else:
         section, runner = _torch(job, weights)
-    digest = _sha256(weights)
+    digest = file_sha256(weights)
     section |= {"weights": weights.name, "weights_sha256": digest} | _carried(job)
     document: dict[str, Any] = {"format_version": FORMAT_VERSION, "name": job.stem}
     if job.spec is not None and "license" in job.spec:
@@ -195,8 +194,3 @@ def _text(document: dict[str, Any], job: Job) -> str:
         )
     ModelSpec.from_dict(document, job.folder.parent, check_files=False)
     return text
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

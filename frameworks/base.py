@@ -143,6 +143,14 @@ class Model(ABC):
         return None
 
 
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, which is not read into memory as a whole."""
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_weights(source: ModelSource) -> None:
     """Compare the file of weights with the hash that the source gives, if it gives one.
 
@@ -151,13 +159,10 @@ def check_weights(source: ModelSource) -> None:
     """
     if source.weights is None or source.weights_sha256 is None:
         return
-    import hashlib
-
     from ..errors import ModelError
 
     try:
-        with source.weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(source.weights)
     except OSError as error:
         raise ModelError(f"{source.weights}: cannot be read: {error.strerror}") from error
     if found != source.weights_sha256.lower():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from .base import first_line
+from .base import file_sha256, first_line
 
 _loaded: set[tuple[str, str]] = set()
 
@@ -25,8 +24,7 @@ def load_once(
         ModelError: a library cannot be loaded.
     """
     for path in paths:
-        with path.open("rb") as file:
-            key = (framework, hashlib.file_digest(file, "sha256").hexdigest())
+        key = (framework, file_sha256(path))
         if key in _loaded:
             continue
         try:

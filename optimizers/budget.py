@@ -85,6 +85,11 @@ class Budget:
         self.evaluations += evaluations
         self.epochs += epochs
 
+    def request_stop(self) -> bool:
+        """Ask the search to end after its present step; False when it was asked before."""
+        was_asked, self.stop_requested = self.stop_requested, True
+        return not was_asked
+
     def check(self, evaluations: int = 0) -> None:
         """Ask whether so many more evaluations may be begun.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from .. import __version__
 from ..errors import CheckError, InputError, UsageError
 from ..frameworks import REGISTRY, ModelSource, installed_version
+from ..frameworks.base import file_sha256
 from ..runtime.archive import PackageWriter
 from ..runtime.child import SourceRun, check_package, run_source
 from ..runtime.config import DEVICES, FORMAT_VERSION, PackageConfig, dump_json
@@ -348,8 +348,7 @@ def packager(function: Function) -> Function:
 
 def package_sha256(path: Path) -> str:
     """Return the sha256 of a zip, or of the ``manifest.json`` of a directory, which covers it."""
-    with (path / "manifest.json" if path.is_dir() else path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path / "manifest.json" if path.is_dir() else path)
 
 
 def parsed(specs: TensorSpecs | None, key: str) -> tuple[TensorSpec, ...] | None:

@@ -16,7 +16,7 @@ from .modeler import Modeler
 from .options import Precision
 from .torch_forward_pass import move, torch_device_of
 from .torch_metrics import evaluating
-from .torch_state import write_tensors
+from .torch_state import write_network
 
 
 class TorchModeler(Modeler):
@@ -144,11 +144,7 @@ class TorchModeler(Modeler):
         return dict(self.network.state_dict() if self.average is None else self.average)
 
     def write_weights(self, path: Path) -> None:
-        tensors = {
-            name: value.detach().cpu().clone().contiguous()
-            for name, value in self.weights().items()
-        }
-        write_tensors(path, tensors)
+        write_network(path, self.weights())
 
     def not_finite(self) -> str | None:
         for values, what in ((self.network.state_dict(), "weight"), (self.average, "average of")):

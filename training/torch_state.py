@@ -25,6 +25,17 @@ def write_tensors(
         save_file(dict(tensors), temporary, metadata=metadata)
 
 
+def write_network(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a network, whose tensors may share memory, lie elsewhere, or be strided.
+
+    Args:
+        path: a safetensors file.
+        state: as ``state_dict`` returns it.
+    """
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    write_tensors(path, tensors)
+
+
 def write_state(path: Path, tree: Any) -> None:
     """Write nested dicts, lists, tuples, scalars and tensors; complete, or not at all.
 

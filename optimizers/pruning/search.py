@@ -19,7 +19,7 @@ from ...training.evaluation import json_values
 from ...training.options import TrainerOptions
 from ...training.problem import Problem
 from ...training.randomness import seed_everything
-from ...training.torch_state import write_tensors
+from ...training.torch_state import write_network
 from ..budget import Budget
 from ..journal import Journal, Record
 from ..statistics import Array, is_hopeless, is_within, paired_drop
@@ -407,12 +407,8 @@ class PruningSearch:
         }
 
     def _save(self, path: Path, network: nn.Module) -> None:
-        state = {
-            key: value.detach().cpu().clone().contiguous()
-            for key, value in network.state_dict().items()
-        }
         try:
-            write_tensors(path, state)
+            write_network(path, network.state_dict())
         except Exception as error:  # safetensors has an error of its own for a full disk
             raise UsageError(
                 f"{path}: cannot be written: {first_line(error)}",
