@@ -12,7 +12,7 @@ from ..reports.numbers import duration
 from .console import StyledTable, _console, _fields, echo, human_size, lines_above, print_table
 
 if TYPE_CHECKING:
-    from ..commands.compress import Progress, Watch
+    from ..commands.search_run import Progress, Watch
     from ..optimizers.budget import Budget, Forecast
     from .options import Settings
 

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
-from ..runtime.atomic import replacing
 from ..specs import ModelSpec
-from .compress_folder import REPORT, VERDICT, prepare_folder, run_folder
-from .compress_result import (
-    BASELINE,
-    Ending,
-    are_there,
-    read_results,
-    save_results,
-    shipped_files,
-    shipped_results,
-)
+from .compress_result import PruningEnding
 from .compress_setup import (
-    RESERVED,
     Baseline,
     CompressOptions,
     FirstBatches,
@@ -36,8 +22,16 @@ from .compress_setup import (
     settle,
 )
 from .compress_worker import worker_trainer
+from .search_result import (
+    BASELINE,
+    are_there,
+    read_results,
+    save_results,
+    shipped_files,
+    shipped_results,
+)
+from .search_run import Progress, SearchRun, Watch
 from .shipping import REFERENCE, Shipping, ShippingOptions
-from .signals import on_signals
 from .train_external import external_loop
 
 if TYPE_CHECKING:
@@ -47,9 +41,6 @@ if TYPE_CHECKING:
     from ..optimizers.verdict import Verdict
     from ..training.problem import Problem
     from .compress_live import LiveModel
-
-Progress = Callable[[str], None]
-Watch = Callable[["Budget", "Forecast"], None]
 
 
 def compress(
@@ -95,8 +86,10 @@ def compress(
     return _Run(settled, report, watch, live).search()
 
 
-class _Run:
+class _Run(SearchRun):
     """One search, from its settled options to its verdict."""
+
+    command = "compress"
 
     def __init__(
         self,
@@ -111,16 +104,16 @@ class _Run:
         from ..training.problem import Problem
 
         self.settled = settled
-        self.report = report
-        self.watch = watch
         self.live = live
+        self.home = None if live is None else live.home
         given = settled.given
         device = choose_device(given.device or _stage_device(settled.spec), given.strict)
         set_threads(None)
         if live is None:
-            self.problem = Problem(settled.spec, device, given.seed)
+            problem = Problem(settled.spec, device, given.seed)
         else:
-            self.problem = live.problem(settled.spec, device, given.seed)
+            problem = live.problem(settled.spec, device, given.seed)
+        super().__init__(problem, settled.settings, settled.max_evaluations, report, watch)
         if given.dry_run:
             self.problem.splits = {
                 name: FirstBatches(loader) for name, loader in self.problem.splits.items()
@@ -141,23 +134,16 @@ class _Run:
         if live is not None and live.optimizer is not None:
             self.options = replace(self.options, optimizer=live.optimizer)
 
-    def search(self) -> Verdict:
-        from ..optimizers.journal import Journal
-        from ..optimizers.run_key import hash_of
-
-        identity = self._identity()
+    def flags(self, identity: Mapping[str, Any]) -> tuple[Path | None, bool, bool]:
+        """Return the folder that was asked for, and whether to resume, or to start over."""
         given = self.settled.given
-        home = None if self.live is None else self.live.home
-        folder = run_folder(self.settled.spec, given.output, hash_of(identity), home)
-        resume, fresh = given.resume, given.fresh
-        if self.live is not None:  # nobody is there to say which; what cannot go on starts over
-            fresh = given.dry_run or identity["data"] is None
-            resume = not fresh
-        prepare_folder(folder, resume, fresh, self.problem)
-        with Journal(folder) as journal:
-            return self._search(journal, identity)
+        if self.live is None:
+            return given.output, given.resume, given.fresh
+        # Nobody is there to say which; what cannot go on starts over.
+        fresh = given.dry_run or identity["data"] is None
+        return given.output, not fresh, fresh
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what has to be the same when the search is resumed, by kind."""
         from ..optimizers.run_key import hash_data, hash_model, hash_of, hash_spec, tool_versions
 
@@ -183,96 +169,53 @@ class _Run:
             "versions": tool_versions(),
         }
 
-    def _search(self, journal: Journal, identity: dict[str, Any]) -> Verdict:
-        from ..optimizers.budget import Budget, StopSearch
+    def described(self) -> dict[str, Any]:
+        """Return the settings that the journal, and the report, tell of."""
+        settings = self.settled.settings
+        return {
+            "level": settings.level,
+            "deepsearch": settings.deepsearch,
+            "finetune_epochs": self.settled.epochs,
+            "exclude": list(settings.exclude),
+        }
+
+    def result_key(self, folder: Path) -> str:
+        """Return what tells results that are written in other ways from each other."""
+        return self._shipping(folder).key
+
+    def find(self, journal: Journal, budget: Budget) -> Verdict:
+        """Measure the reference, search, ship the result, and say how it went."""
+        from ..optimizers.budget import StopSearch
         from ..optimizers.pruning.search import PruningSearch
-        from ..optimizers.run_key import require_same
 
         settled = self.settled
-        first = journal.find("run")
-        if first is None:
-            self._begin(journal, identity)
-        else:
-            if identity["data"] is None:
-                raise UsageError(
-                    f"{journal.folder}: cannot be resumed: the data gives something else each time"
-                    " it is read, so nobody can tell whether it is the same",
-                    hint="name it with run_key in the spec, or --fresh starts over",
-                )
-            require_same(first["identity"], identity, journal.folder)
-            self.report(f"going on with {journal.folder}")
-        before = max((record.get("elapsed", 0.0) for record in journal.records), default=0.0)
-        budget = Budget(settled.max_evaluations, reserved=RESERVED, before=before)
         services = self._services()
         if settled.given.nproc > 1:
             services.trainer = worker_trainer(settled, budget)
-
-        def stop() -> bool:
-            is_first = budget.request_stop()
-            if is_first:
-                self.report("stopping after the present step (once more ends at once)")
-            return is_first
-
-        with on_signals(stop):
-            shipping = self._shipping(journal.folder)
-            ended = _finished(journal, shipping.key)
-            if ended is not None:
-                self._write_documents(journal, ended.to_dict())
-                return ended
-            reference, plan = self._reference(journal, shipping, budget, services)
-            budget.max_seconds = plan.max_seconds
-            if self.watch is not None:
-                self.watch(budget, plan)
-            if services.latency is None and settled.settings.target == "latency":
-                services.latency = _latency(shipping)
-            search = PruningSearch(
-                self.problem,
-                reference,
-                settled.settings,
-                self.options,
-                journal,
-                budget,
-                services,
-            )
-            stopped: StoppedBy = "converged"
-            try:
-                search.run()
-            except StopSearch as stop_now:
-                stopped = stop_now.by
-            shipping.remove_drafts()
-            ending = Ending(search, shipping, settled, plan)
-            verdict = ending.interrupted() if stopped == "signal" else ending.finish(stopped)
-        self._deliver(journal, verdict, shipping.key)
-        return verdict
-
-    def _begin(self, journal: Journal, identity: dict[str, Any]) -> None:
-        settings = self.settled.settings
-        if identity["data"] is None:
-            logging.getLogger("ingot").warning(
-                "the data gives something else each time it is read: a search that is interrupted"
-                " cannot be resumed (run_key in the spec would name the data)"
-            )
-        journal.append(
-            "run",
-            format=1,
-            key=identity["model"][:12],
-            command="compress",
-            model=self.settled.spec.name,
-            target=settings.target,
-            delta=settings.delta,
-            settings={
-                "level": settings.level,
-                "deepsearch": settings.deepsearch,
-                "finetune_epochs": self.settled.epochs,
-                "exclude": list(settings.exclude),
-                "eval_split": settings.eval_split,
-                "dry_run": settings.dry_run,
-            },
-            seed=settings.seed,
-            versions=identity["versions"],
-            started=time.time(),
-            identity=identity,
+        shipping = self._shipping(journal.folder)
+        reference, plan = self._reference(journal, shipping, budget, services)
+        budget.max_seconds = plan.max_seconds
+        if self.watch is not None:
+            self.watch(budget, plan)
+        if services.latency is None and settled.settings.target == "latency":
+            services.latency = _latency(shipping)
+        search = PruningSearch(
+            self.problem,
+            reference,
+            settled.settings,
+            self.options,
+            journal,
+            budget,
+            services,
         )
+        stopped: StoppedBy = "converged"
+        try:
+            search.run()
+        except StopSearch as stop_now:
+            stopped = stop_now.by
+        shipping.remove_drafts()
+        ending = PruningEnding(search, shipping, settled, plan)
+        return ending.interrupted() if stopped == "signal" else ending.finish(stopped)
 
     def _shipping(self, folder: Path) -> Shipping:
         settled, kwargs = self.settled, None
@@ -413,19 +356,6 @@ class _Run:
             elapsed=budget.elapsed,
         )
 
-    def _deliver(self, journal: Journal, verdict: Verdict, result: str) -> None:
-        document = verdict.to_dict()
-        journal.append("verdict", result=result, document=document)
-        self._write_documents(journal, document)
-
-    def _write_documents(self, journal: Journal, document: Mapping[str, Any]) -> None:
-        with replacing(journal.folder / VERDICT) as part:
-            part.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
-        from ..reports.html import search_report
-
-        with replacing(journal.folder / REPORT) as part:
-            part.write_text(search_report(journal.records, document), encoding="utf-8")
-
 
 def _stage_device(spec: ModelSpec) -> str | None:
     return next((stage.device for stage in spec.optimization if stage.device is not None), None)
@@ -437,21 +367,6 @@ def _require_splits(problem: Problem) -> None:
     problem.split(evaluation.eval_split, "evaluation.eval_split")
     if evaluation.confirm_split is not None:
         problem.split(evaluation.confirm_split, "evaluation.confirm_split")
-
-
-def _finished(journal: Journal, result: str) -> Verdict | None:
-    """Return the verdict of a search that has converged; one that a cap ended may go on."""
-    from ..optimizers.verdict import Verdict
-
-    records = [record for record in journal.records if record["kind"] == "verdict"]
-    if not records or records[-1].get("result") != result:
-        return None
-    if records[-1]["document"]["stopped_by"] != "converged":
-        return None
-    found = Verdict.from_dict(records[-1]["document"])
-    if not are_there(found.artifacts + found.reference_artifacts):
-        return None
-    return found
 
 
 def _latency(shipping: Shipping) -> Callable[[Any, Any], tuple[float, bool]]:

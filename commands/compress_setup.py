@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import InputError, ModelError, SpecError, UsageError
 from ..specs import ModelSpec, load_spec
 from ..specs.sections import Stage
+from .search_run import RESERVED
 
 if TYPE_CHECKING:
     from ..optimizers.budget import Forecast
@@ -28,8 +29,6 @@ LEAST_SPLIT = 200
 """Samples of an evaluation split whose measurement is worth ending early."""
 EPOCHS = 2
 """Of training after each step, where neither option nor spec says."""
-RESERVED = 2
-"""Evaluations that are kept for the files that ship."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def write_depfile(path: Path, verdict: Verdict, spec: Path, overrides: Sequence[
     from ..reports.depfile import depfile
     from ..runtime.sources import source_from_spec
     from ..specs import load_spec
-    from .compress_folder import VERDICT
+    from .search_folder import VERDICT
 
     loaded = load_spec(spec, overrides)
     source = source_from_spec(loaded)

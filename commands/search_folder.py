@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError, OutputExistsError, UsageError
 from ..specs import ModelSpec
-from .compress_result import BASELINE, shipped_results
+from .search_result import BASELINE, shipped_results
 from .shipping import GOLDEN, OPTIMIZED, REFERENCE
 
 if TYPE_CHECKING:
@@ -22,14 +22,16 @@ OWN_SUFFIXES = (".json", ".safetensors", ".ingot")
 """What a search writes into its folder."""
 
 
-def run_folder(spec: ModelSpec, output: Path | None, key: str, home: Path | None = None) -> Path:
+def run_folder(
+    command: str, name: str, output: Path | None, key: str, home: Path | None = None
+) -> Path:
     """Return the folder of a run: the one that is given, or one in ``INGOT_HOME`` by its key."""
     from ..runtime.detect import expand
 
     if output is not None:
         return expand(output)
     home = home or Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
-    return home / "runs" / f"compress-{spec.name}-{key[:12]}"
+    return home / "runs" / f"{command}-{name}-{key[:12]}"
 
 
 def prepare_folder(folder: Path, resume: bool, fresh: bool, problem: Problem) -> None:
@@ -46,7 +48,7 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, problem: Problem) ->
     spec, source = problem.spec, problem.source
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: found a file; expected a folder")
-    for path in (spec.path, source.weights, *_golden(spec)):
+    for path in (spec.path, source.path, source.weights, *_golden(spec)):
         if path is not None and path.resolve().parent == folder.resolve() and _is_own(path.name):
             raise UsageError(
                 f"-o {folder}: the search would replace {path.name}, which it reads",
