@@ -8,20 +8,21 @@ network after as many epochs of further training. What counts is how many parame
 
 ``digits`` takes two minutes and is the default; the others take CIFAR-10 as images from
 ``INGOT_SHARED`` and hours on a CPU. ``INGOT_BENCH_EPOCHS`` changes the number of epochs.
+``INGOT_BENCH_FOLDER`` is where everything is kept: a benchmark that was ended goes on from there.
 """
 
 from __future__ import annotations
 
 import copy
 import csv
+import json
 import logging
 import os
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ import ingot
 from ingot.optimizers.pruning.recovery import first_rate, recovery_options
 from ingot.specs import load_spec
 from ingot.training.assess import evaluate_on
+from ingot.training.hardware import choose_device
 from ingot.training.problem import Problem
+from ingot.training.torch_state import write_network
 from ingot.training.train import train_network
 
 HERE = Path(__file__).resolve().parent
@@ -125,7 +128,7 @@ def case(name: str, folder: Path) -> Case:
         (folder / "resnet20.py").write_text((SHARED / "models" / "resnet20.py").read_text())
         weights = str(SHARED / "models" / "resnet20_cifar10.safetensors")
         entry = {"entrypoint": "resnet20:build", "weights": weights}
-        return Case(name, cifar(folder, entry, 0, 0.05), 12, 2, 3, (3, 32, 32))
+        return Case(name, cifar(folder, entry, 0, 0.05), 10, 5, 3, (3, 32, 32))
     width = {"vgg11": 11, "vgg19": 19}[name]
     kwargs = {"model_name": f"vgg{width}", "dataset_name": "cifar10"}
     entry = {"entrypoint": "ingot.zoo:get_model_by_name", "kwargs": kwargs}
@@ -133,12 +136,21 @@ def case(name: str, folder: Path) -> Case:
     return Case(name, cifar(folder, entry, full, 0.05), full, 2, 3, (3, 32, 32))
 
 
-@contextmanager
-def timed(minutes: dict[str, float], name: str) -> Iterator[None]:
-    wall, cpu = time.monotonic(), time.process_time()
-    yield
-    minutes[name] = (time.process_time() - cpu) / 60
-    minutes[f"{name} (wall)"] = (time.monotonic() - wall) / 60
+def cpu_seconds() -> float:
+    """Return what this process and those that it waited for have used."""
+    return sum(os.times()[:4])
+
+
+def once(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a part of the benchmark found, and its minutes; of its file if it has run."""
+    if not path.is_file():
+        wall, cpu = time.monotonic(), cpu_seconds()
+        found = work()
+        found["cpu"] = (cpu_seconds() - cpu) / 60
+        found["wall"] = (time.monotonic() - wall) / 60
+        path.write_text(json.dumps(found, indent=1))
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
 
 
 def accuracy(problem: Problem, network: Any) -> float:
@@ -192,95 +204,115 @@ def prune_with_torch_pruning(network: Any, ratio: float, shape: tuple[int, int, 
     return pruned.to(next(network.parameters()).device)
 
 
-def bisect(problem: Problem, network: Any, case: Case, start: float) -> tuple[Any, float]:
-    """Return the smallest network of so many tries within delta, and its accuracy."""
+def better_reference(spec_path: Path, found: Case) -> dict[str, Any]:
+    """Return the better of the network that was given and that after as many epochs more."""
+    problem = Problem(load_spec(spec_path), choose_device(None))
+    given = problem.load_network()
+    first = accuracy(problem, given)
+    extra = train(problem, problem.load_network(), found.epochs)
+    second = accuracy(problem, extra)
+    weights = spec_path.parent / "start.safetensors"
+    write_network(weights, (given if first >= second else extra).state_dict())
+    return {"given": first, "extra": second, "weights": str(weights)}
+
+
+def bisect(problem: Problem, found: Case, start: float) -> dict[str, Any]:
+    """Find the smallest network of so many tries within delta, with torch-pruning."""
+    network = problem.load_network()
     low, high = 0.0, 0.9
-    best = (network, start)
-    for number in range(case.tries):
+    best, value = network, start
+    for number in range(found.tries):
         ratio = (low + high) / 2
-        pruned = prune_with_torch_pruning(network, ratio, case.shape)
-        left = case.epochs % case.tries if number == case.tries - 1 else 0
-        # The learning rate that our search begins with, too.
-        train(problem, pruned, case.epochs // case.tries + left, first_rate(problem.spec))
-        value = accuracy(problem, pruned)
-        kept = parameters(network) / parameters(pruned)
-        print(f"  torch-pruning, try {number + 1}: ratio {ratio:.3f}, {kept:.2f}x, {value:.2f}")
-        if start - value <= DELTA:
-            low, best = ratio, (pruned, value)
+        pruned = prune_with_torch_pruning(network, ratio, found.shape)
+        left = found.epochs % found.tries if number == found.tries - 1 else 0
+        epochs = found.epochs // found.tries + left
+        # The learning rate that our search would begin with.
+        train(problem, pruned, epochs, first_rate(problem.spec, epochs))
+        reached = accuracy(problem, pruned)
+        fewer = parameters(network) / parameters(pruned)
+        print(f"  torch-pruning, try {number + 1}: ratio {ratio:.3f}, {fewer:.2f}x, {reached:.2f}")
+        if start - reached <= DELTA:
+            low, best, value = ratio, pruned, reached
         else:
             high = ratio
-    return best
+    return {
+        "accuracy": value,
+        "parameters": parameters(network) / parameters(best),
+        "macs": macs(network, found.shape) / macs(best, found.shape),
+    }
+
+
+def compress(path: Path, found: Case, output: Path) -> dict[str, Any]:
+    """Search with as many epochs, and return what of the verdict is printed."""
+    verdict = ingot.compress(
+        path,
+        output=output,
+        resume=output.is_dir(),
+        finetune_epochs=found.step,
+        max_evaluations=found.epochs // found.step + 4,
+        max_seconds=1e9,
+        progress=lambda line: print(f"  {line}") if line.startswith("trial") else None,
+    )
+    assert verdict.optimized is not None
+    assert verdict.epochs <= found.epochs
+    return {
+        "accuracy": verdict.optimized.metrics["accuracy"],
+        "parameters": verdict.ratio("parameters") or 1.0,
+        "macs": verdict.ratio("macs") or 1.0,
+        "verdict": verdict.verdict,
+        "drop": verdict.drop,
+        "interval": verdict.drop_interval,
+        "epochs": verdict.epochs,
+        "phases": dict(verdict.phases),
+        "seconds": verdict.elapsed_seconds,
+    }
 
 
 def run(name: str) -> None:
-    folder = Path(tempfile.mkdtemp(prefix=f"ingot-bench-{name}-"))
+    kept = os.environ.get("INGOT_BENCH_FOLDER")
+    folder = Path(kept, name) if kept else Path(tempfile.mkdtemp(prefix=f"ingot-bench-{name}-"))
+    folder.mkdir(parents=True, exist_ok=True)
     found = case(name, folder)
     epochs = int(os.environ.get("INGOT_BENCH_EPOCHS", found.epochs))
     found = replace(found, epochs=epochs)
     path = folder / f"{name}.yaml"
+    model = found.spec["model"]
     path.write_text(yaml.safe_dump(found.spec))
-    spec = load_spec(path)
     print(f"== {name}: {epochs} epochs for each")
-    minutes: dict[str, float] = {}
-    if spec.model.weights is None:
-        result = ingot.train(path, folder / "trained")
-        found.spec["model"]["weights"] = str(result.weights)
+    if "weights" not in model:
+        model["weights"] = once(
+            folder / "trained.json",
+            lambda: {"weights": str(ingot.train(path, folder / "trained").weights)},
+        )["weights"]
         path.write_text(yaml.safe_dump(found.spec))
-    from ingot.training.hardware import choose_device
-
-    problem = Problem(load_spec(path), choose_device(None))
-    given = problem.load_network()
-    first = accuracy(problem, given)
-    with timed(minutes, "extra training of the reference"):
-        extra = train(problem, problem.load_network(), epochs)
-    second = accuracy(problem, extra)
-    print(f"  reference {first:.2f}, after {epochs} epochs more {second:.2f}")
-    reference = given if first >= second else extra
-    start = max(first, second)
-    weights = folder / "start.safetensors"
-    from safetensors.torch import save_file
-
-    save_file({k: v.cpu().contiguous() for k, v in reference.state_dict().items()}, weights)
-    found.spec["model"]["weights"] = str(weights)
+    reference = once(folder / "reference.json", lambda: better_reference(path, found))
+    start = max(reference["given"], reference["extra"])
+    print(f"  reference {reference['given']:.2f}, after {epochs} epochs more", end=" ")
+    print(f"{reference['extra']:.2f} ({reference['cpu']:.1f} CPU minutes)")
+    model["weights"] = reference["weights"]
     path.write_text(yaml.safe_dump(found.spec))
-    with timed(minutes, "ingot"):
-        verdict = ingot.compress(
-            path,
-            output=folder / "run",
-            finetune_epochs=found.step,
-            max_evaluations=epochs // found.step + 4,
-            max_seconds=1e9,
-            progress=lambda line: print(f"  {line}") if line.startswith("trial") else None,
-        )
-    with timed(minutes, "torch-pruning"):
-        other, value = bisect(problem, reference, found, start)
-    assert verdict.optimized is not None
-    assert verdict.epochs <= epochs
-    before = parameters(reference)
-    size, work = verdict.ratio("parameters") or 1.0, verdict.ratio("macs") or 1.0
-    theirs = before / parameters(other)
-    their_work = macs(reference, found.shape) / macs(other, found.shape)
-    ours = verdict.optimized.metrics["accuracy"]
+    problem = Problem(load_spec(path), choose_device(None))
+    theirs = once(folder / "torch-pruning.json", lambda: bisect(problem, found, start))
+    ours = once(folder / "ingot.json", lambda: compress(path, found, folder / "run"))
     print(f"  {'':16}{'accuracy':>10}{'parameters':>12}{'MACs':>8}{'CPU min':>10}{'wall min':>10}")
-    for label, row in (
-        ("ingot compress", (ours, size, work)),
-        ("torch-pruning", (value, theirs, their_work)),
-    ):
-        key = "ingot" if label.startswith("ingot") else label
+    for label, row in (("ingot compress", ours), ("torch-pruning", theirs)):
         print(
-            f"  {label:16}{row[0]:10.2f}{row[1]:11.2f}x{row[2]:7.2f}x{minutes[key]:10.1f}"
-            f"{minutes[f'{key} (wall)']:10.1f}"
+            f"  {label:16}{row['accuracy']:10.2f}{row['parameters']:11.2f}x{row['macs']:7.2f}x"
+            f"{row['cpu']:10.1f}{row['wall']:10.1f}"
         )
-    phases = {name: round(seconds, 1) for name, seconds in verdict.phases.items()}
-    total = max(1e-9, verdict.elapsed_seconds)
-    share = phases.get("other", 0.0) / total
+    low, high = ours["interval"] or (float("nan"), float("nan"))
+    ratio = ours["parameters"] / theirs["parameters"]
     print(
-        f"  verdict {verdict.verdict}, drop {verdict.drop:.2f}; ratio of ratios {size / theirs:.2f}"
+        f"  verdict {ours['verdict']}, drop {ours['drop']:.2f} (95% interval {low:.2f} to", end=" "
     )
+    print(f"{high:.2f}) after {ours['epochs']} epochs; ratio of ratios {ratio:.2f}")
+    total = max(1e-9, ours["seconds"])
+    phases = {phase: round(seconds, 1) for phase, seconds in ours["phases"].items()}
+    share = phases.get("other", 0.0) / total
     print(f"  seconds {phases} of {total:.0f}: {share:.1%} outside of training and evaluation,")
     print(f"  exports with their parity {phases.get('export', 0.0) / total:.1%}")
     if name in TARGET:
-        reached = size if name == "digits" else size / theirs
+        reached = ours["parameters"] if name == "digits" else ratio
         print(f"  target {TARGET[name]}: {'reached' if reached >= TARGET[name] else 'missed'}")
 
 

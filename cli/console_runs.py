@@ -14,6 +14,7 @@ from rich.text import Text
 from ..reports.comparison import HEADINGS, comparison_rows, drop_text, facts, headline
 from ..reports.markdown import comparison_markdown
 from ..reports.numbers import duration, finite, plain, times
+from ..reports.search import size_measure
 from .console import StyledTable, _fields, echo, human_size, print_table
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def _print_trials(details: RunDetails) -> None:
     table = StyledTable(box=None, padding=(0, 1, 0, 0))
     table.add_column("trial", no_wrap=True, style="cyan")
     table.add_column("status", no_wrap=True)
-    for name in ("parameters", "ratio", "metric", "drop", "epochs", "time"):
+    size = _size_measure(details.records).replace("size_", "")
+    for name in (size, "ratio", "metric", "drop", "epochs", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
     for trial in details.trials:
@@ -153,11 +155,12 @@ def _print_trials(details: RunDetails) -> None:
 def _trial_cells(
     trial: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> tuple[str, str, str, str, str, str]:
-    """Return parameters, ratio, metric, drop, epochs and time of a trial."""
+    """Return parameters (or bytes), ratio, metric, drop, epochs and time of a trial."""
+    measure = _size_measure(records)
     reference = next((it for it in records if it["kind"] == "reference"), {})
     key = reference.get("eval_key")
-    before = finite((reference.get("measured") or {}).get("parameters"))
-    after = finite(trial.get("parameters"))
+    before = finite((reference.get("measured") or {}).get(measure))
+    after = finite(trial.get(measure))
     value = (trial.get("metrics") or {}).get(key)
     return (
         _or_dash(after, lambda number: f"{number:,.0f}"),
@@ -167,6 +170,10 @@ def _trial_cells(
         _or_dash(trial.get("epochs"), plain),
         _or_dash(trial.get("seconds"), duration),
     )
+
+
+def _size_measure(records: Sequence[Mapping[str, Any]]) -> str:
+    return size_measure(next((it.get("command") for it in records if it["kind"] == "run"), None))
 
 
 def trial_printer(

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 from ..specs import ModelSpec
 from .compress_result import PruningEnding
 from .compress_setup import (
-    Baseline,
     CompressOptions,
-    FirstBatches,
     Settled,
     epoch_seconds,
     forecast,
-    measure_reference,
-    reference_of,
     settle,
 )
 from .compress_worker import worker_trainer
+from .search_reference import (
+    Baseline,
+    FirstBatches,
+    measure_reference,
+    metric_of,
+    random_order,
+)
 from .search_result import (
     BASELINE,
     are_there,
@@ -104,8 +107,6 @@ class _Run(SearchRun):
         from ..training.problem import Problem
 
         self.settled = settled
-        self.live = live
-        self.home = None if live is None else live.home
         given = settled.given
         device = choose_device(given.device or _stage_device(settled.spec), given.strict)
         set_threads(None)
@@ -113,7 +114,9 @@ class _Run(SearchRun):
             problem = Problem(settled.spec, device, given.seed)
         else:
             problem = live.problem(settled.spec, device, given.seed)
-        super().__init__(problem, settled.settings, settled.max_evaluations, report, watch)
+        super().__init__(
+            problem, settled.settings, settled.max_evaluations, given, report, watch, live
+        )
         if given.dry_run:
             self.problem.splits = {
                 name: FirstBatches(loader) for name, loader in self.problem.splits.items()
@@ -133,15 +136,6 @@ class _Run(SearchRun):
         )
         if live is not None and live.optimizer is not None:
             self.options = replace(self.options, optimizer=live.optimizer)
-
-    def flags(self, identity: Mapping[str, Any]) -> tuple[Path | None, bool, bool]:
-        """Return the folder that was asked for, and whether to resume, or to start over."""
-        given = self.settled.given
-        if self.live is None:
-            return given.output, given.resume, given.fresh
-        # Nobody is there to say which; what cannot go on starts over.
-        fresh = given.dry_run or identity["data"] is None
-        return given.output, not fresh, fresh
 
     def identity(self) -> dict[str, Any]:
         """Return what has to be the same when the search is resumed, by kind."""
@@ -274,6 +268,7 @@ class _Run(SearchRun):
         """Measure the reference, as a network and as the file that would ship."""
         from ..optimizers.pruning import Recipe
         from ..optimizers.pruning.samples import calibration_batches, example_inputs
+        from ..optimizers.pruning.search_parts import Reference
         from ..optimizers.pruning.usable_groups import find_groups
 
         settings = self.settled.settings
@@ -283,9 +278,10 @@ class _Run(SearchRun):
             find_groups(self.network, self.inputs, settings, journal, self.report)
         self.report("measuring the reference")
         baseline, results = self._baseline(journal, budget, services)
-        reference = reference_of(
-            self.problem, self.network, self.inputs, self.settled, baseline, results
-        )
+        metric = metric_of(self.problem, baseline, settings.delta)
+        order = random_order(self.problem, baseline, settings.eval_split, settings.seed)
+        kept = None if baseline.scale is None else results
+        reference = Reference(self.network, self.inputs, metric, baseline.value, kept, order)
         budget.spend(2)
         record = journal.find("reference", result=shipping.key)
         if record is None:
@@ -315,7 +311,9 @@ class _Run(SearchRun):
         if record is not None:
             return Baseline(**record["values"]), read_results(journal.folder, BASELINE)
         with services.timed("evaluation"):
-            baseline, results = measure_reference(self.problem, self.network, self.settled)
+            baseline, results = measure_reference(
+                self.problem, self.network, self.settings.eval_split
+            )
         save_results(journal.folder, BASELINE, results)
         journal.append("baseline", values=asdict(baseline), elapsed=budget.elapsed)
         return baseline, results

@@ -7,26 +7,23 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import InputError, ModelError, SpecError, UsageError
+from ..errors import SpecError, UsageError
 from ..specs import ModelSpec, load_spec
 from ..specs.sections import Stage
 from .search_run import RESERVED
 
 if TYPE_CHECKING:
     from ..optimizers.budget import Forecast
-    from ..optimizers.pruning.search_parts import Reference, SearchSettings
+    from ..optimizers.pruning.search_parts import SearchSettings
     from ..training.problem import Problem
 
 Progress = Callable[[str], None]
 Target = Literal["size", "latency"]
 
 _MODES: Mapping[str, Target] = {"compression": "size", "latency": "latency"}
-LEAST_SPLIT = 200
-"""Samples of an evaluation split whose measurement is worth ending early."""
 EPOCHS = 2
 """Of training after each step, where neither option nor spec says."""
 
@@ -205,168 +202,6 @@ def _epochs(spec: ModelSpec, options: CompressOptions) -> int:
     if spec.fine_tuner is not None and spec.fine_tuner.loop_params.epochs is not None:
         return spec.fine_tuner.loop_params.epochs
     return EPOCHS
-
-
-class FirstBatches:
-    """The first batches of a split, for a dry run."""
-
-    def __init__(self, loader: Any, count: int = 2) -> None:
-        self._batches = list(islice(iter(loader), count))
-
-    def __iter__(self) -> Any:
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The reference, measured as the network that it is.
-
-    Attributes:
-        key: the metric that counts.
-        value: of it.
-        scale: see ``optimizers.statistics.Metric``.
-        samples: of the evaluation split.
-        early: whether candidates can be sent away after part of the split.
-        seconds: that the evaluation took.
-    """
-
-    key: str
-    value: float
-    scale: float | None
-    samples: int
-    early: bool
-    seconds: float
-
-
-def measure_reference(problem: Problem, network: Any, settled: Settled) -> tuple[Baseline, Any]:
-    """Measure the network that was given; return that, and its results of single samples.
-
-    Raises:
-        ModelError: its metric is no number.
-        InputError: the split is empty.
-    """
-    from ..optimizers.run_key import is_steady
-    from ..optimizers.statistics import Metric, scale_of
-    from ..training.assess import eval_key, evaluate_on
-
-    loader = problem.split(settled.settings.eval_split, "evaluation.eval_split")
-    if next(iter(loader), None) is None:
-        split = settled.settings.eval_split
-        raise InputError(f"{problem.label}: evaluation.eval_split: {split!r} gave no batch")
-    start = time.monotonic()
-    found, samples = evaluate_on(problem, network, loader)
-    seconds = time.monotonic() - start
-    key = eval_key(problem, found)
-    value = found.value(key)
-    if not math.isfinite(value):
-        raise ModelError(
-            f"{problem.label}: the reference's {key} is {value}; expected a number",
-            hint="is model.weights the trained network?",
-        )
-    results = found.per_sample.get(key)
-    scale = scale_of(value, results)
-    if scale is not None and not is_steady(loader):
-        logging.getLogger("ingot").warning(
-            "%s: the split %r gives other samples, or another order, each time: no interval of the"
-            " drop, and no candidate is sent away early",
-            problem.label,
-            settled.settings.eval_split,
-        )
-        scale = None
-    early = scale is not None and _adds_up(problem, network, key, loader, results)
-    if scale is not None and results is not None:
-        value = Metric(key, scale=scale).mean(results)
-    return Baseline(key, value, scale, samples, early, seconds), results
-
-
-def reference_of(
-    problem: Problem, network: Any, inputs: Any, settled: Settled, baseline: Baseline, results: Any
-) -> Reference:
-    """Return what candidates are compared with.
-
-    Raises:
-        UsageError: the delta is impossible in the metric's range.
-    """
-    from ..optimizers.pruning.samples import RandomOrder
-    from ..optimizers.pruning.search_parts import Reference
-    from ..optimizers.statistics import Metric
-
-    metric = Metric(baseline.key, settled.spec.evaluation.higher_is_better, baseline.scale)
-    _check_delta(settled, baseline.value, metric.key, problem.label)
-    _warn(settled, metric, baseline.value, baseline.samples, problem.label)
-    order = None
-    if baseline.early:
-        loader = problem.split(settled.settings.eval_split, "evaluation.eval_split")
-        order = RandomOrder.of(loader, settled.settings.seed)
-    kept = None if baseline.scale is None else results
-    return Reference(network, inputs, metric, baseline.value, kept, order)
-
-
-def _adds_up(problem: Problem, network: Any, key: str, loader: Any, results: Any) -> bool:
-    """Whether an evaluation of some samples, picked at random, gives the results that they had."""
-    from ..optimizers.pruning.samples import RandomOrder
-    from ..training.assess import evaluate_on
-
-    order = RandomOrder.of(loader, 0)
-    if order is None or len(order.indices) != len(results) or len(results) < LEAST_SPLIT:
-        return False
-    indices, batches = next(order.parts((0.05,)))
-    try:
-        found, _ = evaluate_on(problem, network, batches)
-    except Exception:  # it counts on its loader, or on a whole split; then it gets that
-        return False
-    some = found.per_sample.get(key)
-    return some is not None and all(
-        math.isclose(float(one), float(other), rel_tol=1e-4, abs_tol=1e-6)
-        for one, other in zip(some, results[indices], strict=False)
-    )
-
-
-def _check_delta(settled: Settled, value: float, key: str, label: str) -> None:
-    section, delta = settled.spec.evaluation, settled.settings.delta
-    bounds = section.range
-    if bounds is None:
-        if not section.higher_is_better or not 0 <= value <= 100:
-            return
-        bounds = (0.0, 1.0) if value <= 1 else (0.0, 100.0)
-    room = value - bounds[0] if section.higher_is_better else bounds[1] - value
-    if delta >= room:
-        low, high = bounds
-        raise UsageError(
-            f"{label}: delta: found {delta:g}, which {key} cannot drop by: the reference's is"
-            f" {value:.6g}, in {low:g} to {high:g}",
-            hint=f"delta is in the metric's own range: --delta {(high - low) / 100:g} is one"
-            " hundredth of it",
-        )
-
-
-def _warn(settled: Settled, metric: Any, value: float, samples: int, label: str) -> None:
-    from ..optimizers.statistics import smallest_drop
-
-    log = logging.getLogger("ingot")
-    least = smallest_drop(metric, samples)
-    if least is not None and 0 < settled.settings.delta < least:
-        log.warning(
-            "delta %g is finer than %d samples can show: the smallest drop is %.3g",
-            settled.settings.delta,
-            samples,
-            least,
-        )
-    outputs = settled.spec.outputs or ()
-    classes = outputs[0].shape[-1] if len(outputs) == 1 and outputs[0].shape else None
-    if settled.spec.task == "classification" and isinstance(classes, int) and metric.scale:
-        chance = metric.scale / classes
-        if metric.key == "accuracy" and value <= 1.5 * chance:
-            log.warning(
-                "%s: the reference's %s is %.4g, about what guessing gives (%.3g): is it trained?",
-                label,
-                metric.key,
-                value,
-                chance,
-            )
 
 
 def forecast(settled: Settled, epoch: float, evaluation: float) -> Forecast:

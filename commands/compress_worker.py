@@ -89,7 +89,7 @@ def run_job(job: Mapping[str, Any]) -> None:
     from ..training.hardware import choose_device, set_threads
     from ..training.problem import Problem
     from ..training.torch_state import write_network
-    from .compress_setup import FirstBatches
+    from .search_reference import FirstBatches
 
     spec = load_spec(job["spec"], job["overrides"])
     device = choose_device(job["device"])

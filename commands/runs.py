@@ -316,7 +316,10 @@ def best_so_far(
     is_latency = target == "latency"
     if verdict:
         return verdict.get("latency_ratio" if is_latency else "size_ratio"), verdict.get("drop")
-    key = "latency_ms" if is_latency else "parameters"
+    from ..reports.search import size_measure
+
+    command = last_record(records, "run").get("command")
+    key = "latency_ms" if is_latency else size_measure(command)
     base = (last_record(records, "reference").get("measured") or {}).get(key)
     accepted = [
         record

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..optimizers.verdict import Verdict
     from ..specs import ModelSpec
     from ..training.problem import Problem
+    from .compress_live import LiveModel
 
 Progress = Callable[[str], None]
 Watch = Callable[["Budget", "Forecast"], None]
@@ -45,6 +46,19 @@ class Settings(Protocol):
     def dry_run(self) -> bool: ...
 
 
+class Asked(Protocol):
+    """What the options of every search say of its folder."""
+
+    @property
+    def output(self) -> Path | None: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def fresh(self) -> bool: ...
+    @property
+    def dry_run(self) -> bool: ...
+
+
 class SearchRun(ABC):
     """One search, from its settled options to its verdict; subclasses say what is searched.
 
@@ -52,8 +66,11 @@ class SearchRun(ABC):
         problem: the model that was given, its data and evaluation.
         settings: of the search.
         max_evaluations: of models on the evaluation split.
+        options: what the caller asked for: folder, and whether to go on or to start over.
         report: called with a line for each thing that happens.
         watch: called with the budget and the forecast when the search begins.
+        live: objects in place of what the spec would name. Such a search goes on by itself when it
+            is started again.
     """
 
     command: ClassVar[str]
@@ -63,14 +80,18 @@ class SearchRun(ABC):
         problem: Problem,
         settings: Settings,
         max_evaluations: int,
+        options: Asked,
         report: Progress,
         watch: Watch | None,
+        live: LiveModel | None = None,
     ) -> None:
         self.problem = problem
         self.settings = settings
         self.max_evaluations = max_evaluations
+        self.asked = options
         self.report = report
         self.watch = watch
+        self.live = live
 
     @property
     def spec(self) -> ModelSpec:
@@ -97,12 +118,13 @@ class SearchRun(ABC):
     def find(self, journal: Journal, budget: Budget) -> Verdict:
         """Measure the reference, search, ship the result, and say how it went."""
 
-    def flags(self, identity: Mapping[str, Any]) -> tuple[Path | None, bool, bool]:
-        """Return the folder that was asked for, and whether to resume, or to start over."""
-        return None, False, False
-
-    home: Path | None = None
-    """The folder of runs; None takes ``INGOT_HOME``."""
+    def _flags(self, identity: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Return whether to resume, and whether to start over."""
+        if self.live is None:
+            return self.asked.resume, self.asked.fresh
+        # Nobody is there to say which; what cannot go on starts over.
+        fresh = self.asked.dry_run or identity["data"] is None
+        return not fresh, fresh
 
     def search(self) -> Verdict:
         """Search, or go on with a search.
@@ -114,9 +136,10 @@ class SearchRun(ABC):
         from ..optimizers.run_key import hash_of
 
         identity = self.identity()
-        output, resume, fresh = self.flags(identity)
+        resume, fresh = self._flags(identity)
+        home = None if self.live is None else self.live.home
         key = hash_of(identity)
-        folder = run_folder(self.command, self.spec.name, output, key, self.home)
+        folder = run_folder(self.command, self.spec.name, self.asked.output, key, home)
         prepare_folder(folder, resume, fresh, self.problem)
         with Journal(folder) as journal:
             return self._search(journal, identity)

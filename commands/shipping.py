@@ -214,20 +214,17 @@ class Shipping:
 
     def evaluate(self, path: Path, split: str | None = None) -> Evaluation:
         """Measure a file on a split."""
-        from ..runtime.session import load
-        from ..training.assess import evaluate_on
-        from ..training.evaluation import CallableModel
+        from .opened_files import opened
 
         loader = self.problem.split(split or self.split, "evaluation.eval_split")
         self.progress(f"evaluating {path.name}")
-        kind = CallableModel
+        kind = None
         if self.source.native is not None and isinstance(self._run(self.source.native), Mapping):
             from .compress_live import NamedAnswers
 
             kind = NamedAnswers
-        with load(path, threads=1) as loaded:
-            found, _ = evaluate_on(self.problem, kind(loaded, path.name), loader)
-        return found
+        with opened(self.problem, path, kind) as evaluate:
+            return evaluate(loader)
 
     def compare(self, reference: Path, candidate: Path) -> Comparison:
         """Time two ONNX files in turns."""

@@ -101,7 +101,7 @@ class Neutrino:
             TrainingInterrupted: somebody asked to stop (SIGINT, SIGTERM); the best so far is saved.
             IngotError: data, loss, metric or model fail; see :func:`ingot.compress`.
         """
-        from ..cli.console_compress import print_verdict
+        from ..cli.console_search import print_verdict
         from ..commands.compress import compress
 
         verdict = compress(self._spec(), live=self._live(), progress=_report, dry_run=dryrun)

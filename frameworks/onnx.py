@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import IngotError, ModelError
 from ..specs.tensors import Dimension, TensorSpec
 from .base import (
     LayerOutput,
@@ -21,6 +21,7 @@ from .base import (
     import_framework,
     require_specs,
 )
+from .onnx_packed import full_speed
 
 if TYPE_CHECKING:
     from .base import Arrays
@@ -72,9 +73,12 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
                 f" {first_line(error)}"
             ) from error
     try:
-        session = runtime.InferenceSession(
-            str(source.path), settings, providers=_providers(runtime, options.device)
-        )
+        with full_speed(source.path, settings, runtime, source.label) as model:
+            session = runtime.InferenceSession(
+                model, settings, providers=_providers(runtime, options.device)
+            )
+    except IngotError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{source.label}: ONNX Runtime {runtime.__version__} cannot open it:"

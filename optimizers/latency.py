@@ -1,4 +1,4 @@
-"""Latency: two ONNX files timed in turns, so that a busy machine slows both."""
+"""Latency: two model files timed in turns, so that a busy machine slows both."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Comparison:
 def compare_latency(
     reference: Path, candidate: Path, feeds: Mapping[str, Array], threads: int = 1
 ) -> Comparison:
-    """Time two ONNX files in ONNX Runtime on the same inputs.
+    """Time two files, each in its runtime, on the same inputs.
 
     Args:
         reference: a file.
@@ -93,6 +93,7 @@ def _median_interval(values: list[float]) -> tuple[float, float]:
 def _session(path: Path, feeds: Mapping[str, Array], threads: int) -> Callable[[], object]:
     from ..frameworks import LoadOptions, ModelSource, open_model
 
-    source = ModelSource("onnx", path.name, None, None, path)
+    framework = "tflite" if path.suffix == ".tflite" else "onnx"
+    source = ModelSource(framework, path.name, None, None, path)
     model = open_model(source, LoadOptions(threads=threads))
     return lambda: model.run(feeds)

@@ -108,6 +108,8 @@ class Verdict:
         seed: of everything that is random.
         versions: of the tools.
         warnings: what the user should know.
+        layers: of a quantization, each layer's name, bits and error.
+        cpu: of a quantization, the machine and the instruction sets that it was evaluated on.
     """
 
     command: str
@@ -136,6 +138,8 @@ class Verdict:
     reference_artifacts: tuple[ShippedFile, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    layers: tuple[Mapping[str, Any], ...] | None = None
+    cpu: Mapping[str, Any] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -152,7 +156,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; paths are absolute."""
         interval = None if self.drop_interval is None else list(self.drop_interval)
-        return {
+        document: dict[str, Any] = {
             "schema_version": 1,
             "command": self.command,
             "model": self.model,
@@ -185,6 +189,11 @@ class Verdict:
             "versions": dict(self.versions),
             "warnings": list(self.warnings),
         }
+        if self.layers is not None:
+            document["layers"] = [dict(layer) for layer in self.layers]
+        if self.cpu is not None:
+            document["cpu"] = dict(self.cpu)
+        return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Verdict:
@@ -203,6 +212,8 @@ class Verdict:
             "run_dir": Path(values["run_dir"]),
             "warnings": tuple(values["warnings"]),
         }
+        if values.get("layers") is not None:
+            values["layers"] = tuple(values["layers"])
         for name in ("artifacts", "reference_artifacts"):
             values[name] = tuple(
                 ShippedFile(**{**entry, "path": Path(entry["path"])}) for entry in values[name]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .numbers import count, finite, metric, plain, times
-from .search import STATUSES, Search, Trial
+from .search import MEASURES, STATUSES, Search, Trial
 from .svg import Frame, Scale, clean, element, scale_over, text
 
 _WORST_SHOWN = 8
@@ -25,7 +26,7 @@ def trials_chart(search: Search) -> str:
     placed = [
         (trial, cost, trial.value)
         for trial in search.trials
-        if (cost := trial.cost(search.latency)) is not None and trial.value is not None
+        if (cost := trial.cost(search.measure)) is not None and trial.value is not None
     ]
     base = (search.reference_cost, search.reference_value)
     result = _result(search)
@@ -37,7 +38,7 @@ def trials_chart(search: Search) -> str:
     is_wide = min(costs) > 0 and max(costs) / min(costs) > _WIDE_RANGE
     x = scale_over(costs, *frame.x, log=is_wide)
     y = scale_over(values, *frame.y)
-    name = "latency (ms)" if search.latency else "parameters"
+    name = MEASURES[search.measure]
     parts = [frame.axes(x, y, (name, search.key), (_cost_tick, plain))]
     parts += _limit_line(search, frame, y)
     parts += [_point(search, trial, x(cost), y, value) for trial, cost, value in placed]
@@ -53,7 +54,7 @@ def trials_chart(search: Search) -> str:
 
 def _result(search: Search) -> tuple[float | None, float | None]:
     found = search.verdict.get("optimized") or {}
-    cost = finite(found.get("latency_ms" if search.latency else "parameters"))
+    cost = finite(found.get(search.measure))
     return cost, finite((found.get("metrics") or {}).get(search.key))
 
 
@@ -84,11 +85,15 @@ def _point(search: Search, trial: Trial, x: float, y: Scale, value: float) -> st
         title.append(f"drop {plain(trial.drop)}")
     if trial.parameters is not None:
         title.append(f"{count(trial.parameters)} parameters")
+    if trial.size_bytes is not None:
+        title.append(f"{count(trial.size_bytes)} bytes")
+    if trial.bits is not None:
+        title.append(f"{plain(trial.bits)} bits a weight")
     if trial.latency_ms is not None:
         title.append(f"{plain(trial.latency_ms)} ms")
-    base, cost = search.reference_cost, trial.cost(search.latency)
+    base, cost = search.reference_cost, trial.cost(search.measure)
     if base and cost:
-        title.append(f"{times(base / cost)} {'faster' if search.latency else 'fewer'}")
+        title.append(f"{times(base / cost)} {_GAINED[search.measure]}")
     if trial.reason:
         title.append(trial.reason)
     is_outside = not y.low <= value <= y.high
@@ -97,6 +102,8 @@ def _point(search: Search, trial: Trial, x: float, y: Scale, value: float) -> st
     return _mark(css_class(trial.status), x, y(value), ", ".join(title), is_outside)
 
 
+_GAINED = {"latency_ms": "faster", "size_bytes": "smaller", "parameters": "fewer"}
+
 _PATHS = {
     "reference": "M0-8 8 0 0 8-8 0Z",
     "result": "M0-9 2.6-3.2 9-2.8 4.1 1.4 5.7 7.5 0 4.1-5.7 7.5-4.1 1.4-9-2.8-2.6-3.2Z",
@@ -104,6 +111,7 @@ _PATHS = {
     "s-missed": "M-4.5-4.5 4.5 4.5M-4.5 4.5 4.5-4.5",
     "s-rejected-early": "M0 5-5-4 5-4Z",
     "s-slower": "M-4.5-4.5H4.5V4.5H-4.5Z",
+    "s-larger": "M-4.5 4.5H4.5L0-4.5Z",
     "s-failed": "M-6 0H6M0-6V6",
     "s-other": "M0-5 5 0 0 5-5 0Z",
 }
@@ -197,3 +205,20 @@ def _curve(trial: Trial, x: Scale, y: Callable[[float], float]) -> str:
             parts.append(element("polyline", points=line))
         points = []
     return element("g", *parts, class_=f"curve {css_class(trial.status)}")
+
+
+def bits_chart(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Return a bar for each layer of a quantization: the bits of its weights."""
+    rows = []
+    for layer in layers[:_MOST_GROUPS]:
+        bits = finite(layer.get("weight_bits")) or 32
+        said = f"{bits:g} bits" + (", activations 8" if layer.get("activation_bits") == 8 else "")
+        bar = element("span", class_="bar", style=f"width:{100 * bits / 32:.1f}%")
+        rows.append(
+            element("span", clean(str(layer.get("name", ""))), class_="name")
+            + element("span", bar.replace("/>", "></span>"), class_="bar-all")
+            + element("span", clean(said), class_="kept")
+        )
+    more = len(layers) - len(rows)
+    note = element("p", f"and {more} more layers", class_="note") if more else ""
+    return element("div", *rows, class_="groups") + note if rows else ""

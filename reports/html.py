@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .charts import channels_chart, css_class, curves_chart, trials_chart
+from .charts import bits_chart, channels_chart, css_class, curves_chart, trials_chart
 from .comparison import HEADINGS, comparison_rows, facts, headline
 from .numbers import NONE, count, duration, metric, milliseconds, operations, plain, times
 from .search import Search, Trial, read_search
@@ -60,8 +60,10 @@ def _parts(search: Search) -> Iterable[str]:
     yield _section("Comparison", _comparison(search))
     yield _section("Trials", _trials_figure(search))
     yield _section("Channels kept", channels_chart(search.channels_kept()))
+    yield _section("Bits of each layer", bits_chart(search.layers))
     yield _section("Training", _figure(curves_chart(search)))
     yield _section("All trials", _trials_table(search))
+    yield _section("Layers", _layers_table(search.layers))
     yield _section("The search", _facts(_search_facts(search)))
     yield _section("Files", _files(search.verdict.get("artifacts")))
     yield _section("Files of the reference", _files(search.verdict.get("reference_artifacts")))
@@ -113,7 +115,7 @@ def _comparison(search: Search) -> str:
 def _trials_figure(search: Search) -> str:
     drawn = trials_chart(search)
     unmeasured = sum(
-        trial.value is None or trial.cost(search.latency) is None for trial in search.trials
+        trial.value is None or trial.cost(search.measure) is None for trial in search.trials
     )
     note = ""
     if unmeasured:
@@ -131,14 +133,16 @@ def _figure(drawing: str) -> str:
 
 
 def _gain(search: Search, trial: Trial) -> str:
-    base, cost = search.reference_cost, trial.cost(search.latency)
+    base, cost = search.reference_cost, trial.cost(search.measure)
     return times(base / cost) if base and cost else NONE
 
 
 def _trials_table(search: Search) -> str:
     best = search.best()
     has_latency = any(trial.latency_ms is not None for trial in search.trials)
-    heads = ["trial", "from", "status", "parameters", "ratio", "complexity"]
+    in_bytes = any(trial.size_bytes is not None for trial in search.trials)
+    heads = ["trial", "from", "status"]
+    heads += ["bytes", "ratio", "bits"] if in_bytes else ["parameters", "ratio", "complexity"]
     heads += ["latency"] if has_latency else []
     heads += [search.key or "metric", "drop", "95%", "epochs", "time"]
     has_reason = any(trial.reason for trial in search.trials)
@@ -148,6 +152,8 @@ def _trials_table(search: Search) -> str:
         status = f'<span class="status {css_class(trial.status)}">{clean(trial.status)}</span>'
         row = [("", clean(trial.name)), ("", clean(trial.parent or "reference")), ("", status)]
         values = [count(trial.parameters), _gain(search, trial), operations(trial.macs)]
+        if in_bytes:
+            values = [count(trial.size_bytes), _gain(search, trial), plain(trial.bits)]
         values += [milliseconds(trial.latency_ms)] if has_latency else []
         between = NONE
         if trial.interval is not None:
@@ -161,6 +167,32 @@ def _trials_table(search: Search) -> str:
     if not rows:
         return '<p class="note">There is no trial.</p>'
     return _table(heads, rows, "tall", marked)
+
+
+def _layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            ("num", clean(str(layer.get("index", "")))),
+            ("", clean(str(layer.get("name", "")))),
+            ("", clean(str(layer.get("op", "")))),
+            ("num", "×".join(str(size) for size in layer.get("shape") or ())),
+            ("num", plain(layer.get("weight_bits"))),
+            ("num", plain(layer.get("activation_bits"))),
+            ("num", plain(layer.get("weight_snr_db"))),
+            ("num", plain(layer.get("output_snr_db"))),
+            ("reason", clean(str(layer.get("reason") or ""))),
+        ]
+        for layer in layers
+    ]
+    heads = ["index", "layer", "operator", "shape", "weight bits", "activation bits"]
+    heads += ["weights, dB", "output, dB", "reason"]
+    if not rows:
+        return ""
+    note = (
+        '<p class="note">Signal to noise: of the rounded weights, and of the output with this layer'
+        " alone quantized, where it was measured. More is better.</p>"
+    )
+    return _table(heads, rows, "tall") + note
 
 
 def _search_facts(search: Search) -> list[tuple[str, str]]:

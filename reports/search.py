@@ -8,7 +8,14 @@ from typing import Any
 
 from .numbers import finite
 
-STATUSES = ("accepted", "missed", "rejected early", "slower", "failed")
+MEASURES = {"latency_ms": "latency (ms)", "size_bytes": "bytes", "parameters": "parameters"}
+"""What a search makes smaller, and what charts call it."""
+STATUSES = ("accepted", "missed", "rejected early", "slower", "larger", "failed")
+
+
+def size_measure(command: Any) -> str:
+    """Return what tells the size of a trial of a command: parameters, or bytes."""
+    return "parameters" if command in ("compress", None) else "size_bytes"
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Trial:
         losses: of each epoch; None for one that is no number.
         seconds: that it took.
         reason: why it ended so.
+        size_bytes: of its file, where the search is for that.
+        bits: mean bits of a weight, of a quantization.
     """
 
     name: str
@@ -45,10 +54,13 @@ class Trial:
     epochs: float | None = None
     seconds: float | None = None
     reason: str = ""
+    size_bytes: float | None = None
+    bits: float | None = None
 
-    def cost(self, latency: bool) -> float | None:
-        """Return what the search makes smaller: time or parameters."""
-        return self.latency_ms if latency else self.parameters
+    def cost(self, measure: str) -> float | None:
+        """Return what the search makes smaller: one of :data:`MEASURES`."""
+        found: float | None = getattr(self, measure)
+        return found
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,21 @@ class Search:
         return (self.run.get("target") or self.verdict.get("target")) == "latency"
 
     @property
+    def measure(self) -> str:
+        """What the search makes smaller: one of :data:`MEASURES`.
+
+        Pruning counts parameters; quantization, which removes none, bytes.
+        """
+        if self.latency:
+            return "latency_ms"
+        return size_measure(self.run.get("command") or self.verdict.get("command"))
+
+    @property
+    def layers(self) -> Sequence[Mapping[str, Any]]:
+        """The layers of a quantization, with their bits and errors; empty of another search."""
+        return self.verdict.get("layers") or ()
+
+    @property
     def measured(self) -> Mapping[str, Any]:
         """What was measured of the reference."""
         return self.verdict.get("reference") or self.reference.get("measured") or {}
@@ -94,8 +121,8 @@ class Search:
 
     @property
     def reference_cost(self) -> float | None:
-        """The reference's time or parameters."""
-        return finite(self.measured.get("latency_ms" if self.latency else "parameters"))
+        """What the search makes smaller, of the reference."""
+        return finite(self.measured.get(self.measure))
 
     @property
     def limit(self) -> float | None:
@@ -108,12 +135,13 @@ class Search:
     def best(self) -> Trial | None:
         """Return the trial that became the result, or would now: the smallest that was accepted."""
         if self.verdict:
-            size = finite((self.verdict.get("optimized") or {}).get("parameters"))
-            same = [trial for trial in self.trials if size and trial.parameters == size]
+            name = "parameters" if self.measure == "parameters" else "size_bytes"
+            size = finite((self.verdict.get("optimized") or {}).get(name))
+            same = [trial for trial in self.trials if size and trial.cost(name) == size]
             same.sort(key=lambda trial: (trial.name == self.shipped, trial.status == "accepted"))
             if same or not self.verdict.get("optimized"):
                 return same[-1] if same else None
-        found = [(trial.cost(self.latency), trial) for trial in self.trials]
+        found = [(trial.cost(self.measure), trial) for trial in self.trials]
         costs = [(c, t) for c, t in found if c is not None and t.status == "accepted"]
         return min(costs, key=lambda pair: pair[0])[1] if costs else None
 
@@ -193,6 +221,8 @@ def _trial(record: Mapping[str, Any], key: str, base: float | None, better: bool
         finite(record.get("epochs")),
         finite(record.get("seconds")),
         str(record.get("reason") or ""),
+        finite(record.get("size_bytes")),
+        finite(record.get("bits")),
     )
 
 

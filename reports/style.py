@@ -69,7 +69,7 @@ figure > svg { display: block; width: 100%; max-width: 54rem; margin: 0 auto; he
 .reference { color: var(--reference); } .result { color: var(--result); }
 .s-accepted { color: var(--accepted); } .s-missed { color: var(--missed); }
 .s-rejected-early, .s-other { color: var(--rejected); }
-.s-slower { color: var(--slower); } .s-failed { color: var(--failed); }
+.s-slower, .s-larger { color: var(--slower); } .s-failed { color: var(--failed); }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .5rem 0 0;
   font-size: .88rem; color: var(--soft); }
 .legend span { display: inline-flex; align-items: center; gap: .35rem; }

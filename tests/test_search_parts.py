@@ -223,6 +223,38 @@ def test_lower_learning_rates_are_tried_while_they_help() -> None:
     assert (plan.parent, plan.rate) == ("3", pytest.approx(0.04))
 
 
+def test_the_next_step_is_as_large_as_what_is_left_of_delta() -> None:
+    ratios = []
+    for drop in (-3.0, 0.0, 0.25, 0.5, 0.9, 1.0):
+        descent = Descent(1.0)
+        descent.learn("1", "accepted", drop)
+        plan = descent.plan()
+        assert plan is not None
+        ratios.append(plan.ratio)
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] == ratios[1] == pytest.approx(1.6**1.3)
+    assert ratios[-1] == pytest.approx(1.6**0.3)
+    # What took a second training goes on no faster.
+    descent = Descent(1.0)
+    descent.learn("1", "missed", 1.5)
+    descent.learn("2", "accepted", 0.0)
+    plan = descent.plan()
+    assert plan is not None
+    assert plan.ratio == pytest.approx(1.6)
+
+
+def test_a_candidate_is_trained_on_for_as_long_as_that_helps() -> None:
+    descent = Descent(1.0)
+    plans = []
+    for name, drop in (("1", 2.0), ("2", 1.6), ("3", 1.3), ("4", 1.2)):
+        plans.append(descent.plan())
+        descent.learn(name, "missed", drop)
+    assert [plan.parent for plan in plans if plan is not None] == ["", "1", "2", "3"]
+    plan = descent.plan()
+    assert plan is not None
+    assert (plan.parent, plan.ratio) == ("", pytest.approx(1.6**0.5))
+
+
 # --- latency ---------------------------------------------------------------------------------
 
 

@@ -169,6 +169,11 @@ class CallableModel:
         size = next(iter(sizes)) if len(sizes) == 1 else None
         self._batch = size if isinstance(size, int) else None
 
+    @property
+    def has_fixed_batch(self) -> bool:
+        """Whether it takes batches of one size only."""
+        return self._batch is not None
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) > len(self._names):
             raise InputError(

@@ -8,13 +8,14 @@ from typing import Literal
 
 Status = Literal["accepted", "missed", "rejected early", "slower", "failed"]
 
-_GROWTH = 1.15
 _LARGEST = 2.0
 _WORTH_MORE = 2.5
 """A candidate whose drop is up to this many times delta is trained longer."""
-_FALLS_FAST = 0.7
+_FALLS_FAST = 0.85
 """What is left of a drop after another training that makes one more worth it."""
 _SMALLEST = 1.03
+_LEAST_GROWTH, _MOST_GROWTH = 0.3, 1.3
+"""Powers of the last step's ratio that the next one has, when all of delta is used up or none."""
 _SLOWER = 0.2
 _MOST_RATES = 3
 
@@ -130,8 +131,7 @@ class Descent:
         if status == "accepted":
             self.best = name
             assert drop is not None
-            if drop < self.delta / 2 and not was_again:
-                self.ratio = min(self.ratio * _GROWTH, _LARGEST)
+            self.ratio = self._next_ratio(drop, 1.0 if was_again else _MOST_GROWTH)
             return
         if status == "missed" and drop is not None and self._trains:
             limit = _FALLS_FAST * self._drop if was_again else _WORTH_MORE * self.delta
@@ -141,3 +141,10 @@ class Descent:
         self.ratio = math.sqrt(self.ratio)
         # With nothing to show yet even a small step is worth it.
         self.converged = self.ratio < (self.least if self.best else min(self.least, _SMALLEST))
+
+    def _next_ratio(self, drop: float, most: float) -> float:
+        """Return the ratio of the step after one within delta: what is left of delta decides."""
+        left = (self.delta - drop) / self.delta if self.delta > 0 else float(drop <= 0)
+        power = _LEAST_GROWTH + (_MOST_GROWTH - _LEAST_GROWTH) * left
+        power = min(max(power, _LEAST_GROWTH), most)
+        return min(max(self.ratio**power, self.least), max(_LARGEST, self.ratio))

@@ -29,11 +29,9 @@ DEFAULT_OPTIMIZER = Component("SGD", {"lr": 0.01, "momentum": 0.9, "weight_decay
 _SCORES = ("CrossEntropy", "CrossEntropyLoss", "SegmentationCrossEntropy")
 _BUILT_IN = ("cosine", "one_cycle")
 """Schedules that end with the run, however short it is."""
-
-
-SHORT = 0.2
-"""Factor of a learning rate that is one for a long training: at its height a short one would only
-undo what the network has learned."""
+RATE_PER_EPOCH = 0.1
+"""Factor of a learning rate that is one for a long training, for each epoch of a short one: at its
+height a short one would only undo what the network has learned."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +90,22 @@ def recovery_options(
     )
 
 
-def first_rate(spec: ModelSpec) -> float:
+def first_rate(spec: ModelSpec, epochs: int = 2) -> float:
     """Return the factor of the learning rate that a search begins with.
 
     That of ``fine_tuner`` is taken as it is; that of ``full_trainer`` is one for a long training.
+
+    Args:
+        spec: says how the network is trained in full.
+        epochs: of one step.
     """
     loop = spec.fine_tuner.loop_params if spec.fine_tuner is not None else None
     if loop is not None and loop.optimizer is not None:
         return 1.0
     trainer = spec.full_trainer
-    return SHORT if trainer is not None and trainer.optimizer is not None else 1.0
+    if trainer is None or trainer.optimizer is None:
+        return 1.0
+    return min(1.0, RATE_PER_EPOCH * epochs)
 
 
 class _Watch(Callback):

@@ -13,13 +13,18 @@ from ...training.loaders import seeded_batches
 from ...training.problem import Problem
 from ...training.randomness import seed_everything
 from ...training.runner import batch_size_of
-from .modules import Inputs, map_tensors
+from .modules import Inputs, map_tensors, tensors_in
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 SAMPLES = 256
 """Training samples that sensitivities are measured on."""
+FITTED_SAMPLES = 512
+"""Further ones that a pruned network is refitted on."""
+_MOST_VALUES = 2**22
+"""Of inputs that go through a network at once: its layers need many times as much memory."""
 _EXAMPLES = 2
 """Samples that the network is traced with: a batch of 1 hides what depends on the batch."""
 
@@ -49,6 +54,18 @@ def calibration_batches(problem: Problem, seed: int, samples: int = SAMPLES) -> 
     return found
 
 
+def first_samples(batches: Sequence[Any], samples: int) -> list[Any]:
+    """Return as many of the first batches as it takes for about so many samples."""
+    found: list[Any] = []
+    count = 0
+    for batch in batches:
+        found.append(batch)
+        count += batch_size_of(batch)
+        if count >= samples:
+            break
+    return found
+
+
 def example_inputs(problem: Problem, network: nn.Module, batch: Any, seed: int) -> Inputs:
     """Return random arguments of the network, like those that the forward pass makes of a batch.
 
@@ -57,6 +74,76 @@ def example_inputs(problem: Problem, network: nn.Module, batch: Any, seed: int) 
     Raises:
         InputError: the forward pass does not call the network.
     """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    size = batch_size_of(batch)
+
+    def example(tensor: torch.Tensor) -> torch.Tensor:
+        is_batch = tensor.ndim > 0 and tensor.shape[0] == size
+        part = tensor.detach()[:_EXAMPLES] if is_batch else tensor.detach()
+        if not part.is_floating_point():
+            return part.clone()
+        values = torch.randn(part.shape, generator=generator, dtype=torch.float32)
+        return values.to(part.device, part.dtype)
+
+    args, kwargs = _arguments(problem, network, batch)
+    return map_tensors(tuple(args), example), map_tensors(kwargs, example)
+
+
+def joined_inputs(problem: Problem, network: nn.Module, batches: Sequence[Any]) -> Inputs:
+    """Return the arguments that the forward pass makes of batches, as those of one batch.
+
+    Batches that do not fit the first one (of images of another size) are left out, and so is what
+    would be too much for the memory at once.
+
+    Raises:
+        InputError: the forward pass does not call the network.
+    """
+    import torch
+
+    taken: list[list[torch.Tensor]] = []
+    first: Inputs | None = None
+    sizes: list[int] = []
+    for batch in batches:
+        found = _arguments(problem, network, batch)
+        tensors = [tensor.detach() for tensor in tensors_in([*found[0], *found[1].values()])]
+        if first is not None and not _same_but_for_batch(taken[0], sizes[0], tensors):
+            continue
+        values = sum(tensor.numel() for tensor in tensors)
+        if taken and sum(t.numel() for other in taken for t in other) + values > _MOST_VALUES:
+            break
+        first = first or found
+        taken.append(tensors)
+        sizes.append(batch_size_of(batch))
+    assert first is not None
+    columns = zip(*taken, strict=True)
+
+    def join(tensor: torch.Tensor) -> torch.Tensor:
+        parts = next(columns)
+        is_batch = tensor.ndim > 0 and tensor.shape[0] == sizes[0]
+        return torch.cat(parts) if is_batch else parts[0]
+
+    return map_tensors(tuple(first[0]), join), map_tensors(first[1], join)
+
+
+def _same_but_for_batch(
+    first: Sequence[torch.Tensor], size: int, others: Sequence[torch.Tensor]
+) -> bool:
+    """Whether tensors can be joined to the first ones, whose batch has this size."""
+    if len(first) != len(others):
+        return False
+    for one, other in zip(first, others, strict=True):
+        is_batch = one.ndim > 0 and one.shape[0] == size
+        if one.dtype != other.dtype or one.ndim != other.ndim:
+            return False
+        if one.shape[1:] != other.shape[1:] or not (is_batch or one.shape == other.shape):
+            return False
+    return True
+
+
+def _arguments(problem: Problem, network: nn.Module, batch: Any) -> Inputs:
+    """Return what the forward pass calls the network with for a batch, in eval mode."""
     import torch
 
     given: list[Inputs] = []
@@ -76,19 +163,7 @@ def example_inputs(problem: Problem, network: nn.Module, batch: Any, seed: int) 
         network.train(was_training)
     if not given:
         raise InputError(f"{problem.label}: forward_pass: model_call does not call the model")
-    generator = torch.Generator().manual_seed(seed)
-    size = batch_size_of(batch)
-
-    def example(tensor: torch.Tensor) -> torch.Tensor:
-        is_batch = tensor.ndim > 0 and tensor.shape[0] == size
-        part = tensor.detach()[:_EXAMPLES] if is_batch else tensor.detach()
-        if not part.is_floating_point():
-            return part.clone()
-        values = torch.randn(part.shape, generator=generator, dtype=torch.float32)
-        return values.to(part.device, part.dtype)
-
-    args, kwargs = given[0]
-    return map_tensors(tuple(args), example), map_tensors(kwargs, example)
+    return given[0]
 
 
 class RandomOrder:

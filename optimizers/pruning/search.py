@@ -15,14 +15,14 @@ from ...errors import ModelError, TrainingError, UsageError
 from ...frameworks.base import first_line
 from ...frameworks.pytorch import load_weights
 from ...training.assess import evaluate_on
-from ...training.evaluation import json_values
 from ...training.options import TrainerOptions
 from ...training.problem import Problem
 from ...training.randomness import seed_everything
 from ...training.torch_state import write_network
 from ..budget import Budget
 from ..journal import Journal, Record
-from ..statistics import Array, is_hopeless, is_within, paired_drop
+from ..paired_evaluation import Outcome, evaluate_beside
+from ..statistics import is_within
 from .allocation import allocate
 from .cost import CostModel
 from .descent import Descent, Plan, Status
@@ -31,8 +31,9 @@ from .masks import check_against_mask
 from .modules import copy_module
 from .prune import prune
 from .recipe import Recipe
+from .reconstruction import reconstructed
 from .recovery import first_rate, recover, recover_outside
-from .samples import calibration_batches
+from .samples import FITTED_SAMPLES, SAMPLES, calibration_batches, first_samples
 from .search_parts import Reference, SearchSettings, Services
 from .sensitivity import importance, least_important, sensitivities
 from .tracing import UnprunableError
@@ -40,8 +41,6 @@ from .tracing import UnprunableError
 if TYPE_CHECKING:
     from torch import nn
 
-PARTS = (0.125, 0.125, 0.25)
-"""Parts of the evaluation split after which a candidate may be sent away."""
 ALIGN = 16
 """Channels that vector units like a multiple of: ONNX Runtime's convolutions work on blocks of 16
 where the processor has AVX-512, on blocks of 8 elsewhere."""
@@ -97,7 +96,7 @@ class PruningSearch:
         settings = self.settings
         trains = bool(self.options.epochs)
         trains_here = trains and self.services.external_loop is None
-        rate = first_rate(self.problem.spec) if trains_here else None
+        rate = first_rate(self.problem.spec, self.options.epochs) if trains_here else None
         descent = Descent(settings.delta, settings.level, settings.deepsearch, rate, trains)
         number = 0
         while (plan := descent.plan()) is not None:
@@ -198,9 +197,11 @@ class PruningSearch:
         parent, before = self.load(plan.parent)
         groups = self._groups(parent)
         seed = self._seed(name)
-        batches = calibration_batches(self.problem, seed)
+        fitting = calibration_batches(self.problem, seed, SAMPLES + FITTED_SAMPLES)
         if self.settings.dry_run:
-            batches = batches[:2]
+            fitting = fitting[:2]
+        batches = first_samples(fitting, SAMPLES)
+        fitting = fitting[len(batches) :] or batches
         keep: dict[str, list[int]] = {}
         if groups:
             seed_everything(seed, 0, 0)
@@ -228,6 +229,9 @@ class PruningSearch:
             return None, {"recipe": before.to_dict(), "kept": {}, "parameters": None, "macs": None}
         network, recipe = prune(parent, keep, groups)
         check_against_mask(parent, network, keep, self.reference.inputs, groups=groups)
+        network = reconstructed(
+            self.problem, network, parent, keep, groups, batches, fitting, seed, self.budget.check
+        )
         parameters, macs, _ = self.services.count(network)
         latency, slower = None, False
         if self.services.latency is not None:
@@ -260,32 +264,27 @@ class PruningSearch:
         else:
             network, _ = self.load(name)
         self.budget.spend(1, trained["epochs"])
-        metrics, results, is_early = self._evaluate(network, plan.limit)
-        found: dict[str, Any] = {"epochs": trained["epochs"], "losses": trained["losses"]}
-        if is_early:
-            seen = 0 if results is None else len(results)
-            reason = f"after {seen} samples, picked at random, it was certain to miss"
-            drop = metrics[self.reference.metric.key]
-            return self._write(
-                name, plan, "rejected early", start, pruned, drop=drop, reason=reason, **found
-            )
-        metric = self.reference.metric
-        value = metrics[metric.key]
-        drop = metric.drop(self.reference.value, value)
-        if not np.isfinite(drop):
-            raise TrainingError(f"the metric {metric.key!r} is {value}; expected a number")
-        paired = paired_drop(metric, self.reference.per_sample, results)
-        interval = None if paired is None or paired.interval is None else list(paired.interval)
-        status: Status = "accepted" if is_within(drop, self.settings.delta) else "missed"
+        outcome = self._evaluate(network, plan.limit)
+        found: dict[str, Any] = {
+            "epochs": trained["epochs"],
+            "losses": trained["losses"],
+            "drop": outcome.drop,
+        }
+        if outcome.is_early:
+            reason = f"after {outcome.samples} samples, picked at random, it was certain to miss"
+            return self._write(name, plan, "rejected early", start, pruned, reason=reason, **found)
+        if not np.isfinite(outcome.drop):
+            key = self.reference.metric.key
+            raise TrainingError(f"the metric {key!r} is {outcome.metrics[key]}; expected a number")
+        status: Status = "accepted" if is_within(outcome.drop, self.settings.delta) else "missed"
         return self._write(
             name,
             plan,
             status,
             start,
             pruned,
-            metrics=metrics,
-            drop=drop,
-            drop_interval=interval,
+            metrics=outcome.metrics,
+            drop_interval=None if outcome.interval is None else list(outcome.interval),
             **found,
         )
 
@@ -331,36 +330,16 @@ class PruningSearch:
         )
         return network, record
 
-    def _evaluate(
-        self, network: nn.Module, limit: float
-    ) -> tuple[dict[str, float], Array | None, bool]:
-        """Return metrics, results of single samples, and whether it was sent away early.
-
-        In that case the metric is the drop so far, and the results are those of some samples.
-        """
-        problem, metric = self.problem, self.reference.metric
-        before, order = self.reference.per_sample, self.reference.order
+    def _evaluate(self, network: nn.Module, limit: float) -> Outcome:
+        problem = self.problem
         loader = problem.split(self.settings.eval_split, "evaluation.eval_split")
         with self.services.timed("evaluation"):
-            if before is None or order is None:
-                found, _ = evaluate_on(problem, network, loader)
-                results = found.per_sample.get(metric.key)
-                metrics = json_values(found.metrics)
-                if metric.scale is None or results is None:
-                    return metrics, results, False
-                return {**metrics, metric.key: metric.mean(results)}, results, False
-            results = np.empty_like(before)
-            seen: list[Array] = []
-            for indices, batches in order.parts(PARTS):
-                found, _ = evaluate_on(problem, network, batches)
-                results[indices] = found.per_sample[metric.key]
-                seen.append(indices)
-                some = np.concatenate(seen)
-                is_last = len(some) == len(before)
-                if not is_last and is_hopeless(metric, before[some], results[some], limit):
-                    drop = paired_drop(metric, before[some], results[some])
-                    return {metric.key: 0.0 if drop is None else drop.value}, results[some], True
-        return {metric.key: metric.mean(results)}, results, False
+            return evaluate_beside(
+                self.reference,
+                lambda batches: evaluate_on(problem, network, batches)[0],
+                loader,
+                limit,
+            )
 
     def _write(
         self, name: str, plan: Plan, status: Status, start: float, pruned: Record, **found: Any

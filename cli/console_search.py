@@ -81,3 +81,16 @@ def print_verdict(verdict: Mapping[str, Any]) -> None:
     fields.add_row("folder", verdict["run_dir"])
     echo("")
     print_table(fields)
+
+
+def print_layers(table: Mapping[str, Any]) -> None:
+    """Print the layers that can be quantized, with what the rules make of them."""
+    shown = StyledTable(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("index", "layer", "op", "shape", "bits", ""):
+        is_number = heading in ("index", "bits")
+        shown.add_column(heading, justify="right" if is_number else "left", overflow="fold")
+    for layer in table["layers"]:
+        shape = "x".join(map(str, layer["shape"]))
+        cells = (str(layer["index"]), layer["name"], layer["op"], shape, layer["bits"])
+        shown.add_row(*cells, layer["reason"] or "")
+    print_table(shown)

@@ -1,0 +1,1 @@
+"""Quantization of ONNX graphs: integers for weights and activations, layer by layer."""

@@ -1,0 +1,73 @@
+"""How far a model agrees with another one: a metric for data without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .evaluation import PER_SAMPLE, EvaluationFunction
+
+AGREEMENT = "agreement"
+Array = np.ndarray[Any, Any]
+
+
+def expected_of(outputs: Mapping[str, Array]) -> Array:
+    """Return what a candidate is compared with, from the outputs of the model that was given.
+
+    Args:
+        outputs: by name, each ``(samples, ...)``.
+
+    Returns:
+        the best class ``(samples,)`` of class scores ``(samples, classes)`` when they are the only
+        output; else the outputs side by side, ``(samples, values)`` in float32.
+    """
+    values = list(outputs.values())
+    first = values[0]
+    if len(values) == 1 and first.dtype.kind == "f" and first.ndim == 2 and first.shape[1] > 1:
+        return np.asarray(first.argmax(axis=1), np.int64)
+    return _side_by_side(values)
+
+
+class AgreementEvaluation(EvaluationFunction):
+    """``agreement``, in percent: equal best classes, or 100 times the cosine of the outputs.
+
+    A batch is the inputs of the model and, last, what :func:`expected_of` returned for them.
+    ``per_sample``: 1 or 0 for a best class, else the cosine.
+    """
+
+    default_key = AGREEMENT
+
+    def apply(self, model: Any, data_loader: Iterable[Any], **kwargs: Any) -> Mapping[str, Any]:
+        found: list[Array] = []
+        for *inputs, expected in data_loader:
+            returned = model(*inputs)
+            values = returned if isinstance(returned, tuple) else (returned,)
+            arrays = [np.asarray(value) for value in values]
+            wanted = np.asarray(expected)
+            if wanted.ndim == 1:
+                same = arrays[0].reshape(len(wanted), -1).argmax(axis=1) == wanted
+                found.append(same.astype(np.float64))
+            else:
+                found.append(_cosines(_side_by_side(arrays), wanted))
+        if not found:
+            raise InputError("the data gave no batch; expected at least one")
+        results = np.concatenate(found)
+        return {AGREEMENT: 100 * float(results.mean()), PER_SAMPLE: {AGREEMENT: results}}
+
+
+def _side_by_side(values: list[Array]) -> Array:
+    flat = [value.reshape(len(value), -1).astype(np.float32) for value in values]
+    return np.concatenate(flat, axis=1)
+
+
+def _cosines(found: Array, expected: Array) -> Array:
+    """Return the cosine of each row with its partner; 1 for two rows of zeros, 0 for one."""
+    left, right = found.astype(np.float64), expected.astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    products = (left * right).sum(axis=1)
+    both_zero = ~left.any(axis=1) & ~right.any(axis=1)
+    cosines = np.divide(products, norms, out=np.zeros(len(norms)), where=norms > 0)
+    return np.asarray(np.where(both_zero, 1.0, cosines))
