@@ -29,7 +29,6 @@ class PruningEnding(SearchEnding):
     """
 
     command = "compress"
-    size_key = "parameters"
 
     def __init__(
         self, search: PruningSearch, shipping: Shipping, settled: Settled, plan: Forecast
@@ -47,6 +46,10 @@ class PruningEnding(SearchEnding):
         )
         self.search = search
         self.shipping = shipping
+
+    def size(self, trial: Record) -> tuple[float, ...]:
+        """Return the parameters of a trial."""
+        return (trial["parameters"],)
 
     def saved(self, trial: Record) -> Mapping[str, Any]:
         """Save a trial in Ingot's own format only."""

@@ -99,7 +99,8 @@ class Recovery:
         def report(epoch: int, loss: float) -> None:
             self.report(f"trial {name}: epoch {epoch} of {epochs}, loss {loss:.4g}")
 
-        with quantization_aware(network, plan, graph) as prepared:
+        reduce_range = self.settings.reduce_range
+        with quantization_aware(network, plan, graph, reduce_range=reduce_range) as prepared:
             for layer, reason in prepared.left.items():
                 self.report(f"trial {name}: {layer} is rounded without training: {reason}")
             done = recover(

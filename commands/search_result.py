@@ -42,8 +42,6 @@ class SearchEnding(ABC):
     """
 
     command: ClassVar[str]
-    size_key: ClassVar[str]
-    """What ``--target size`` makes smaller, as the journal names it."""
 
     def __init__(
         self,
@@ -82,6 +80,10 @@ class SearchEnding(ABC):
     @abstractmethod
     def evaluate(self, path: Path, split: str) -> Evaluation:
         """Measure a file on a split."""
+
+    @abstractmethod
+    def size(self, trial: Record) -> tuple[float, ...]:
+        """Return what ``--target size`` makes smaller, of a trial; the first number counts most."""
 
     def warnings(self) -> Sequence[str]:
         """Return what the user should know."""
@@ -130,9 +132,13 @@ class SearchEnding(ABC):
 
     def _accepted(self) -> list[Record]:
         """Return the trials within delta, the smallest, or fastest, first."""
-        key = "latency_ms" if self.settings.target == "latency" else self.size_key
+        is_fast = self.settings.target == "latency"
         found = [trial for trial in self.trials() if trial["status"] == "accepted"]
-        return sorted(found, key=lambda trial: (trial[key], trial["drop"], int(trial["name"])))
+
+        def cost(trial: Record) -> tuple[float, ...]:
+            return (trial["latency_ms"],) if is_fast else self.size(trial)
+
+        return sorted(found, key=lambda trial: (cost(trial), trial["drop"], int(trial["name"])))
 
     def reference(self) -> Record:
         """Return what was measured of the reference's files."""

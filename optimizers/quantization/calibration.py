@@ -137,6 +137,8 @@ def open_session(model: onnx.ModelProto, threads: int = 1) -> Any:
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
+    # Or a product with packed weights would round its input to 8 bits.
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         return runtime.InferenceSession(
             model.SerializeToString(), settings, providers=["CPUExecutionProvider"]

@@ -70,7 +70,7 @@ def regions(model: onnx.ModelProto, layers: Iterable[QuantLayer]) -> Regions:
     quantized = [layer.node for layer in layers]
     if not quantized:
         return Regions((), (), {})
-    graph = _Graph(model)
+    graph = _Graph(model, quantized)
     chosen = set(quantized)
     between = {
         node.name for node in model.graph.node if node.op_type in (*_JOINS, *_MOVES, *_CLAMPS)
@@ -89,10 +89,11 @@ def regions(model: onnx.ModelProto, layers: Iterable[QuantLayer]) -> Regions:
 
 
 class _Graph:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, layers: Iterable[str]) -> None:
         from onnx import TensorProto
 
         self.nodes = {node.name: node for node in model.graph.node}
+        self.layer_inputs = {self.nodes[name].input[0] for name in layers}
         self.producer = {name: node for node in model.graph.node for name in node.output}
         self.consumers: dict[str, list[Any]] = defaultdict(list)
         for node in model.graph.node:
@@ -129,11 +130,9 @@ class _Graph:
         return list(node.input)
 
     def _is_integer(self, value: str, inside: set[str]) -> bool:
+        """Whether a tensor comes as integers, or is made integers for a layer anyway."""
         producer = self.producer.get(value)
-        if producer is not None:
-            return producer.name in inside
-        # An input of the graph that a layer quantizes anyway.
-        return self._is_wanted(value, inside)
+        return (producer is not None and producer.name in inside) or value in self.layer_inputs
 
     def _is_wanted(self, value: str, inside: set[str]) -> bool:
         return any(

@@ -1,0 +1,41 @@
+"""``optimize``: pruning and quantization that share one delta."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from compress_specs import write_spec
+
+import ingot
+
+pytest.importorskip("torch")
+pytest.importorskip("torch_pruning")
+pytest.importorskip("onnxscript")
+pytest.importorskip("scipy")
+
+
+@pytest.mark.slow
+def test_both_together_are_smaller_than_either(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    both = ingot.optimize(spec, output=tmp_path / "both", max_evaluations=9)
+    quantized = ingot.quantize(spec, output=tmp_path / "quantized")
+    assert both.verdict == "met"
+    assert both.drop <= both.delta
+    assert (both.command, both.run_dir) == ("optimize", tmp_path / "both")
+    pruned = json.loads((tmp_path / "both" / "compress" / "verdict.json").read_text())
+    assert both.optimized.size_bytes < pruned["optimized"]["size_bytes"]
+    assert both.optimized.size_bytes < quantized.optimized.size_bytes
+    # Both drops count from the network that was given.
+    assert both.reference.metrics == quantized.reference.metrics
+    assert both.optimized.parameters < both.reference.parameters
+    document = json.loads((tmp_path / "both" / "verdict.json").read_text())
+    assert document == both.to_dict()
+    shipped = both.artifacts[0]
+    assert shipped.path == tmp_path / "both" / "opt_model.onnx"
+    with ingot.load(shipped.path) as model:
+        assert [spec.name for spec in model.inputs] == ["image"]
+
+    again = ingot.optimize(spec, output=tmp_path / "both", max_evaluations=9, resume=True)
+    assert again.to_dict() == both.to_dict()
