@@ -135,6 +135,10 @@ def settle(
             "%s: optimization.use_horovod: candidates train in one process; --nproc N takes more",
             label,
         )
+    if any(item.mode == "quantization" for item in loaded.optimization):
+        logging.getLogger("ingot").info(
+            "%s: optimization names quantization, too; 'ingot optimize' does both", label
+        )
     delta = stage.delta if options.delta is None else options.delta
     if not (delta >= 0 and math.isfinite(delta)):
         raise UsageError(f"--delta: found {delta}; expected a number of at least 0")

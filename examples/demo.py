@@ -1,4 +1,4 @@
-"""Train a digits classifier, package it four ways, run and verify all four, and compress it.
+"""Train a digits classifier, package, run and verify it four ways, compress and quantize it.
 
     python examples/demo.py [FOLDER]
 
@@ -53,6 +53,30 @@ def run(console: Console, folder: Path, *command: str) -> str:
     return process.stdout
 
 
+def comparison(folder: Path) -> Table:
+    """Return the reference beside what each search has made of it, from their verdicts."""
+    places = {"compressed": "both/compress", "quantized": "quantized", "both": "both"}
+    verdicts = {
+        name: json.loads((folder / place / "verdict.json").read_text())
+        for name, place in places.items()
+    }
+    found = {"reference": verdicts["both"]["reference"]}
+    found |= {name: verdict["optimized"] for name, verdict in verdicts.items()}
+    table = Table(title="One delta, three ways")
+    for column in ("model", "accuracy", "bytes", "smaller", "parameters", "operations"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, measured in found.items():
+        table.add_row(
+            name,
+            f"{measured['metrics']['accuracy']:.2f} %",
+            f"{measured['size_bytes']:,}",
+            f"{found['reference']['size_bytes'] / measured['size_bytes']:.2f}x",
+            f"{measured['parameters']:,}",
+            f"{measured['macs']:,}",
+        )
+    return table
+
+
 def main(folder: Path) -> None:
     console = Console()
     started = time.perf_counter()
@@ -98,16 +122,32 @@ def main(folder: Path) -> None:
     console.print(table)
 
     console.rule("4. compress it: as small as one point of accuracy on the test images allows")
-    search = ("compress", "compress.yaml", "-o", "compressed", "--max-evaluations", "12")
-    print(run(console, folder, *ingot, *search, "--quiet"))
+    most = ("--max-evaluations", "12")
+    search = ("compress", "compress.yaml", "-o", "both/compress", *most, "--quiet")
+    print(run(console, folder, *ingot, *search))
 
     console.rule("5. measure that promise again, on the package that would ship")
-    shipped = ("compressed/opt_model.ingot", "--delta", "--spec", "compress.yaml")
+    shipped = ("both/compress/opt_model.ingot", "--delta", "--spec", "compress.yaml")
     print(run(console, folder, *ingot, "verify", *shipped, "--trust-code"))
+
+    console.rule("6. quantize it to 8 bits, within the same point")
+    search = ("quantize", "compress.yaml", "-o", "quantized", "--quiet")
+    print(run(console, folder, *ingot, *search))
+
+    console.rule("7. both: quantize what pruning left, within that one point for the two of them")
+    search = ("optimize", "compress.yaml", "-o", "both", "--resume", *most, "--quiet")
+    print(run(console, folder, *ingot, *search))
+    console.print(comparison(folder))
+
+    console.rule("8. run the package of the result on the 360 test images")
+    test = ("--inputs", "test.npz", "--batch-size", "90", "-o", "both.npz")
+    run(console, folder, *ingot, "infer", "both/opt_model.ingot", *test)
+    right = np.load(folder / "both.npz")["logits"].argmax(1) == labels
+    print(f"accuracy {100 * right.mean():.2f} %\n")
     console.print(
         f"Done in {time.perf_counter() - started:.0f} s. The packages are in {folder}/; try\n"
         f"  .venv/bin/ingot inspect {folder}/onnx.ingot\n"
-        f"  .venv/bin/ingot runs show {folder}/compressed",
+        f"  .venv/bin/ingot runs show {folder}/both/compress",
         highlight=False,
     )
 

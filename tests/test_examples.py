@@ -153,9 +153,13 @@ def test_demo_runs_from_start_to_end(tmp_path, empty_home):
     assert process.stdout.count("5/5 checks") == 4
     assert "within the permitted drop" in process.stdout
     assert "PASS  delta" in process.stdout
-    verdict = json.loads((tmp_path / "demo" / "compressed" / "verdict.json").read_text())
-    assert verdict["drop"] <= verdict["delta"] == 1.0
-    assert verdict["size_ratio"] > 2
+    ratios = {}
+    for name in ("both/compress", "quantized", "both"):
+        verdict = json.loads((tmp_path / "demo" / name / "verdict.json").read_text())
+        assert verdict["drop"] <= verdict["delta"] == 1.0
+        ratios[name] = verdict["size_ratio"]
+    assert min(ratios.values()) > 2
+    assert max(ratios, key=ratios.get) == "both"
     assert not any(empty_home.iterdir())
 
 
