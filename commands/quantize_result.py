@@ -170,10 +170,14 @@ class QuantizationEnding(SearchEnding):
         from ..optimizers.quantization.plan import FLOAT
 
         errors = self._made.candidates.errors(plan)
+        real = self._made.candidates.effective(plan)
         output = self._output_errors(plan)
         found = []
         for layer in self._made.candidates.layers:
-            precision = plan.get(layer.name, FLOAT)
+            precision = real.get(layer.name, FLOAT)
+            reason = self._choice.reasons.get(layer.name)
+            if reason is None and precision != plan.get(layer.name, FLOAT):
+                reason = "no integer kernel takes its activations"
             found.append(
                 {
                     "index": layer.index,
@@ -185,7 +189,7 @@ class QuantizationEnding(SearchEnding):
                     "activation_bits": precision.activation,
                     "weight_snr_db": errors.get(layer.name),
                     "output_snr_db": output.get(layer.name),
-                    "reason": self._choice.reasons.get(layer.name),
+                    "reason": reason,
                 }
             )
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,20 @@ import networks
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
+from quantization_graphs import (
+    Arrays,
+    Builder,
+    everywhere,
+    image_batches,
+    optimized_operators,
+    residual_net,
+    run,
+    with_rounded_weights,
+)
 
 import ingot
-from ingot.errors import InputError, ModelError, UsageError
-from ingot.frameworks.onnx import import_onnxruntime
+from ingot.errors import ModelError, UsageError
 from ingot.optimizers.quantization import (
     FLOAT,
     INT8,
@@ -24,84 +32,15 @@ from ingot.optimizers.quantization import (
     QuantizedWeight,
     Ranges,
     calibrate,
-    correct_biases,
     dequantize,
-    equalize,
     integer_weights,
     output_snr,
     prepare,
     quantizable_layers,
     quantize,
     quantize_weight,
-    sensitivities,
     weight_bytes,
 )
-
-Arrays = Mapping[str, np.ndarray]
-
-
-class Builder:
-    """Writes a graph node by node; weights are drawn from one seed."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.random = np.random.default_rng(seed)
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-
-    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], f"n_{output}", **attributes))
-        return output
-
-    def constant(self, name: str, values: Any) -> str:
-        values = np.asarray(values)
-        values = values.astype(np.float32) if values.dtype == np.float64 else values
-        self.initializers.append(numpy_helper.from_array(values, name))
-        return name
-
-    def normal(self, name: str, *shape: int, scale: float | None = None) -> str:
-        spread = scale or np.sqrt(2 / np.prod(shape[1:]))
-        return self.constant(name, self.random.normal(0, spread, shape))
-
-    def conv(self, x: str, name: str, out: int, into: int, size: int = 3, group: int = 1) -> str:
-        weight = self.normal(f"{name}.weight", out, into // group, size, size)
-        bias = self.normal(f"{name}.bias", out, scale=0.1)
-        pads = [size // 2] * 4
-        return self.node("Conv", [x, weight, bias], f"{name}_y", pads=pads, group=group)
-
-    def model(self, inputs: Mapping[str, list[Any]], outputs: Mapping[str, list[Any]]) -> Any:
-        kinds = dict.fromkeys(inputs, TensorProto.FLOAT)
-        graph = helper.make_graph(
-            self.nodes,
-            "net",
-            [helper.make_tensor_value_info(n, kinds[n], shape) for n, shape in inputs.items()],
-            [helper.make_tensor_value_info(n, 1, shape) for n, shape in outputs.items()],
-            self.initializers,
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-        onnx.checker.check_model(model, full_check=True)
-        return model
-
-
-def residual_net() -> Any:
-    """BatchNorm, a residual block, a depthwise and a pointwise convolution, pooling, a Gemm."""
-    b = Builder()
-    x = b.conv("image", "stem", 8, 3)
-    for part, low, high in (("g", 0.5, 2), ("b", -1, 1), ("m", -1, 1), ("v", 0.5, 2)):
-        b.constant(f"bn.{part}", b.random.uniform(low, high, 8))
-    x = b.node("BatchNormalization", [x, "bn.g", "bn.b", "bn.m", "bn.v"], "bn_y")
-    x = b.node("Relu", [x], "stem_relu")
-    y = b.node("Relu", [b.conv(x, "block.c1", 8, 8)], "block_relu")
-    x = b.node("Relu", [b.node("Add", [b.conv(y, "block.c2", 8, 8), x], "sum")], "sum_relu")
-    x = b.node("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
-    b.constant("zero", np.float32(0))
-    b.constant("six", np.float32(6))
-    x = b.node("Clip", [b.conv(x, "deep", 8, 8, group=8), "zero", "six"], "deep_clip")
-    x = b.node("Relu", [b.conv(x, "point", 12, 8, size=1)], "point_relu")
-    x = b.node("Flatten", [x], "flat")
-    b.normal("fc.weight", 5, 12 * 16)
-    b.normal("fc.bias", 5)
-    b.node("Gemm", [x, "fc.weight", "fc.bias"], "logits", transB=1)
-    return b.model({"image": ["batch", 3, 8, 8]}, {"logits": ["batch", 5]})
 
 
 @pytest.fixture(scope="module")
@@ -116,55 +55,12 @@ def model(source: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def batches() -> list[Arrays]:
-    random = np.random.default_rng(1)
-    return [{"image": random.normal(0, 1, (16, 3, 8, 8)).astype(np.float32)} for _ in range(3)]
+    return image_batches()
 
 
 @pytest.fixture(scope="module")
 def ranges(model: Any, batches: list[Arrays]) -> dict[str, Ranges]:
     return calibrate(model, batches)
-
-
-def session(model: Any, optimized: Path | None = None) -> Any:
-    runtime = import_onnxruntime()
-    settings = runtime.SessionOptions()
-    settings.log_severity_level = 4
-    settings.intra_op_num_threads = 1
-    if optimized is not None:
-        settings.optimized_model_filepath = str(optimized)
-    return runtime.InferenceSession(
-        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-    )
-
-
-def run(model: Any, feeds: Arrays) -> list[np.ndarray]:
-    return list(session(model).run(None, dict(feeds)))
-
-
-def optimized_operators(model: Any, folder: Path) -> Counter[str]:
-    """Count the operators that ONNX Runtime really runs."""
-    session(model, folder / "optimized.onnx")
-    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
-
-
-def everywhere(model: Any, precision: Precision) -> dict[str, Precision]:
-    return {layer.name: precision for layer in quantizable_layers(model)}
-
-
-def with_rounded_weights(model: Any, plan: Mapping[str, Precision]) -> Any:
-    """Return the float model with the weights that its quantized one stands for."""
-    integers = integer_weights(model, plan)
-    arrays = {
-        layer.weight: dequantize(integers[layer.name], layer.channel_axis)
-        for layer in quantizable_layers(model)
-        if layer.name in integers
-    }
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in copy.graph.initializer:
-        if tensor.name in arrays:
-            tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
-    return copy
 
 
 # --- preparing -------------------------------------------------------------------------------
@@ -492,169 +388,6 @@ def test_the_same_plan_gives_the_same_bytes(model: Any, batches: list[Arrays]) -
         for _ in range(2)
     ]
     assert made[0] == made[1]
-
-
-# --- calibration -----------------------------------------------------------------------------
-
-
-def test_ranges_do_not_depend_on_how_the_data_is_cut(
-    model: Any, batches: list[Arrays], ranges: dict[str, Ranges]
-) -> None:
-    images = np.concatenate([batch["image"] for batch in batches])
-    one = calibrate(model, [{"image": images}])
-    for method in METHODS:
-        for name, limits in ranges[method].limits.items():
-            assert np.allclose(limits, one[method].limits[name], rtol=0.05, atol=0.05)
-    low, high = ranges["minmax"].limits["image"]
-    assert (low, high) == (images.min(), images.max())
-    assert np.allclose(ranges["minmax"].means["stem"], images.mean((0, 2, 3)), atol=1e-6)
-    assert ranges["minmax"].means["fc"].shape == (192,)
-
-
-def test_outliers_widen_only_the_extremes(model: Any, batches: list[Arrays]) -> None:
-    images = np.random.default_rng(2).normal(0, 1, (256, 3, 8, 8)).astype(np.float32)
-    images[200, 0, 0, 0] = 50
-    found = calibrate(model, [*batches, {"image": images}])
-    assert found["minmax"].limits["image"][1] == 50
-    for method in ("entropy", "percentile"):
-        low, high = found[method].limits["image"]
-        assert high < 15
-        assert low < -2
-
-
-def test_data_that_cannot_calibrate_is_refused(model: Any, batches: list[Arrays]) -> None:
-    with pytest.raises(InputError, match="0 batches"):
-        calibrate(model, [])
-    bad = batches[1]["image"].copy()
-    bad[0, 1, 2, 3] = np.nan
-    with pytest.raises(InputError, match="batch 1: image: 1 of 3072 values are NaN"):
-        calibrate(model, [batches[0], {"image": bad}])
-    with pytest.raises(InputError, match="batch 0: has no array 'image'; found picture"):
-        calibrate(model, [{"picture": batches[0]["image"]}])
-    with pytest.raises(InputError, match="batch 0: the model cannot take it"):
-        calibrate(model, [{"image": np.zeros((2, 4, 8, 8), np.float32)}])
-    with pytest.raises(UsageError, match="calibration method 'kl'"):
-        calibrate(model, batches, ("kl",))
-
-
-# --- equalization and bias correction --------------------------------------------------------
-
-
-def uneven_chain() -> Any:
-    """A pointwise, a depthwise and a pointwise convolution with channels of very uneven range."""
-    b = Builder(8)
-    spread = np.exp(b.random.normal(0, 2, 12))
-    wide = b.random.normal(0, 1, (12, 4, 1, 1)) * spread[:, None, None, None]
-    b.constant("wide.weight", wide)
-    b.constant("wide.bias", b.random.normal(0, 0.1, 12) * spread)
-    x = b.node("Relu", [b.node("Conv", ["x", "wide.weight", "wide.bias"], "wide_y")], "r1")
-    again = np.exp(b.random.normal(0, 2, 12))
-    deep = b.random.normal(0, 0.3, (12, 1, 3, 3)) * (again / spread)[:, None, None, None]
-    b.constant("deep.weight", deep)
-    x = b.node("Conv", [x, "deep.weight"], "deep_y", group=12, pads=[1] * 4)
-    x = b.node("Relu", [x], "r2")
-    narrow = b.random.normal(0, 0.3, (5, 12, 1, 1)) / again[None, :, None, None]
-    b.node("Conv", [x, b.constant("narrow.weight", narrow)], "y")
-    return b.model({"x": ["n", 4, 6, 6]}, {"y": ["n", 5, 6, 6]})
-
-
-def test_equalizing_evens_out_channels_and_keeps_the_function() -> None:
-    model = prepare(uneven_chain())
-    feeds = {"x": np.random.default_rng(0).normal(0, 1, (32, 4, 6, 6)).astype(np.float32)}
-    even = equalize(model)
-    expected, got = run(model, feeds)[0], run(even, feeds)[0]
-    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
-    plan = everywhere(model, INT8)
-    before, after = (
-        output_snr([expected], run(quantize(m, plan, calibrate(m, [feeds])["minmax"]), feeds))
-        for m in (model, even)
-    )
-    assert after > before + 5
-
-
-def test_equalizing_leaves_alone_what_others_take(model: Any, batches: list[Arrays]) -> None:
-    even = equalize(model)
-    expected, got = run(model, batches[0])[0], run(even, batches[0])[0]
-    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
-    arrays = [
-        {t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, even)
-    ]
-    # What leaves the stem goes into the sum, too; behind the Clip nothing may be scaled.
-    for name in ("stem.weight", "deep.weight", "fc.weight"):
-        assert np.array_equal(arrays[0][name], arrays[1][name])
-    assert not np.array_equal(arrays[0]["block.c1.weight"], arrays[1]["block.c1.weight"])
-
-
-def test_corrected_biases_keep_the_mean_of_the_output(
-    model: Any, batches: list[Arrays], ranges: dict[str, Ranges]
-) -> None:
-    found = ranges["minmax"]
-    for precision in (Precision(4), Precision(4, 8)):
-        plan = everywhere(model, precision)
-        expected = run(model, batches[0])
-        plain = run(quantize(model, plan, found), batches[0])
-        corrected = run(quantize(correct_biases(model, plan, found), plan, found), batches[0])
-        assert output_snr(expected, corrected) > output_snr(expected, plain) + 1
-    plan = {"fc": Precision(2)}
-    images = {"image": np.concatenate([batch["image"] for batch in batches])}
-    expected = run(model, images)[0]
-    shifts = [
-        np.abs((run(with_rounded_weights(m, plan), images)[0] - expected).mean(axis=0)).max()
-        for m in (model, correct_biases(model, plan, found))
-    ]
-    assert shifts[1] < 1e-4 < shifts[0]
-
-
-def test_biases_are_added_where_there_is_none() -> None:
-    b = Builder(11)
-    b.normal("up.weight", 4, 3, 2, 2)
-    x = b.node("ConvTranspose", ["x", "up.weight"], "up_y", strides=[2, 2], group=2)
-    b.node("Conv", [b.node("Relu", [x], "r"), b.normal("c.weight", 3, 2, 1, 1)], "y", group=3)
-    model = prepare(b.model({"x": ["n", 4, 4, 4]}, {"y": ["n", 3, 8, 8]}))
-    feeds = {"x": b.random.uniform(0, 1, (16, 4, 4, 4)).astype(np.float32)}
-    found = calibrate(model, [feeds], ("minmax",))["minmax"]
-    for name in ("up", "c"):
-        plan = {name: Precision(2)}
-        corrected = correct_biases(model, plan, found)
-        expected = run(model, feeds)[0]
-        before, after = (
-            output_snr([expected], run(quantize(m, plan, None), feeds)) for m in (model, corrected)
-        )
-        assert after > before
-
-
-# --- sensitivity -----------------------------------------------------------------------------
-
-
-def test_sensitivities_are_those_of_the_file_with_one_layer_quantized(
-    model: Any, batches: list[Arrays], ranges: dict[str, Ranges]
-) -> None:
-    layers = quantizable_layers(model)
-    wanted = [FLOAT, INT8, Precision(4, 8), Precision(8), Precision(4), Precision(2)]
-    found = sensitivities(model, layers, ranges["minmax"], batches[:1], wanted)
-    assert found == sensitivities(model, layers, ranges["minmax"], batches[:1], wanted)
-    expected = run(model, batches[0])
-    for layer in layers:
-        row = found[layer.name]
-        assert list(row) == wanted
-        assert row[FLOAT] == np.inf
-        assert row[Precision(8)] > row[Precision(4)] > row[Precision(2)]
-        assert row[INT8] <= row[Precision(8)] + 1
-        quantized = quantize(model, {layer.name: INT8}, ranges["minmax"])
-        measured = output_snr(expected, run(quantized, batches[0]))
-        assert measured == pytest.approx(row[INT8], abs=1.5)
-    noise = sum(10 ** (-found[layer.name][INT8] / 10) for layer in layers)
-    whole = quantize(model, everywhere(model, INT8), ranges["minmax"])
-    measured = output_snr(expected, run(whole, batches[0]))
-    assert measured == pytest.approx(-10 * np.log10(noise), abs=4)
-
-
-def test_the_ratio_of_signal_to_noise_is_in_decibels() -> None:
-    signal = np.array([3.0, 4.0], np.float32)
-    assert output_snr([signal], [signal]) == np.inf
-    assert output_snr([signal], [signal + np.float32(0.5) / np.sqrt(2)]) == pytest.approx(20)
-    assert output_snr([signal, np.array([1, 2])], [signal * 2, np.array([7, 7])]) == 0
-    assert output_snr([signal], [signal * np.nan]) == -np.inf
 
 
 # --- networks --------------------------------------------------------------------------------

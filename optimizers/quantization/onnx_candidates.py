@@ -20,6 +20,7 @@ from .layers import QuantLayer, quantizable_layers
 from .plan import INT8, Plan, Precision
 from .prepare import prepare
 from .qdq import integer_weights, quantize
+from .regions import effective
 from .sensitivity import output_snr, sensitivities
 from .weights import QuantizedWeight, dequantize
 
@@ -90,10 +91,21 @@ class OnnxCandidates:
         """Return the noise of the output with one layer quantized, as a part of the signal."""
         wanted = sorted({item for row in precisions.values() for item in row})
         layers = [layer for layer in self._layers if layer.name in precisions]
-        found = sensitivities(self._model, layers, self._ranges, self._few, wanted)
+        reduce_range = self._reduce_range
+        found = sensitivities(
+            self._model, layers, self._ranges, self._few, wanted, reduce_range=reduce_range
+        )
         return {
             name: {item: noise_ratio(min(row[item], _LOUDEST)) for item in wanted}
             for name, row in found.items()
+        }
+
+    def effective(self, plan: Plan) -> dict[str, Precision]:
+        """Return what layers really get: without an integer kernel, activations stay float."""
+        return {
+            layer.name: effective(layer, plan[layer.name], self.plain)
+            for layer in self._layers
+            if layer.name in plan
         }
 
     def write(self, plan: Plan, path: Path) -> None:
@@ -119,9 +131,7 @@ class OnnxCandidates:
         if any(precision.activation == 8 for precision in plan.values()):
             method = self._decided["method"]
             ranges = calibrate(model, self._feeds, (method,))[method]
-        made = quantize(
-            model, plan, ranges, reduce_range=self._reduce_range, weights=weights
-        )
+        made = quantize(model, plan, ranges, reduce_range=self._reduce_range, weights=weights)
         self._save(made, path)
 
     def errors(self, plan: Plan) -> dict[str, float]:

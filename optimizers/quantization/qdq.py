@@ -279,8 +279,13 @@ def _split(model: onnx.ModelProto, region: Regions) -> dict[str, str]:
     split = {}
     for name in region.tensors:
         producer = producers.get(name)
-        is_integer = producer is not None and producer.name in inside
-        if name not in outside or (is_integer and producer.op_type not in ("MatMul", "Gemm")):
+        # A product may return both; all other operators inside return integers.
+        has_float = (
+            producer is None
+            or producer.name not in inside
+            or producer.op_type in ("MatMul", "Gemm")
+        )
+        if name not in outside or not has_float:
             continue
         split[name] = copy = f"{name}_split"
         for node in graph.node:

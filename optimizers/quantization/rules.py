@@ -13,6 +13,15 @@ from .plan import FLOAT, WEIGHT_BITS, Precision
 
 Bits = Literal["8", "4", "2", "mixed"]
 
+FORMAT_BITS = {"onnx": WEIGHT_BITS, "tflite": (4, 8, 16, 32)}
+"""Bits of a weight, by format. LiteRT has 2-bit weights, but its convolutions crash with them."""
+_OPERATOR_BITS = {
+    "DEPTHWISE_CONV_2D": (8, 16, 32),
+    "TRANSPOSE_CONV": (8, 16, 32),
+    "BATCH_MATMUL": (8, 32),
+}
+"""Bits of the operators of LiteRT that have not all those of the format."""
+
 
 @dataclass(frozen=True)
 class LayerRules:
@@ -67,6 +76,16 @@ def precision_of(bits: int, is_fast: bool = False) -> Precision:
     return Precision(bits, 8 if bits == 8 or (bits < 8 and is_fast) else 32)
 
 
+def possible_bits(layer: QuantLayer, format_: str) -> tuple[int, ...]:
+    """Return the bits that a format has for the weights of a layer, ascending.
+
+    Args:
+        layer: of a graph of that format.
+        format_: ``onnx`` or ``tflite``.
+    """
+    return _OPERATOR_BITS.get(layer.op_type, FORMAT_BITS[format_])
+
+
 def choose(
     layers: Sequence[QuantLayer], rules: LayerRules, is_fast: bool = False, format_: str = "onnx"
 ) -> Choice:
@@ -76,10 +95,10 @@ def choose(
         layers: in the traversal of the graph.
         rules: the user's.
         is_fast: time is what counts.
-        format_: what ships, for messages.
+        format_: what ships; it may have fewer types than there are.
 
     Raises:
-        UsageError: a layer does not exist, or a number of bits does not.
+        UsageError: a layer does not exist, or the format has no type of so many bits for it.
     """
     named = {layer.name: layer for layer in layers}
     for name, bits in rules.layers.items():
@@ -89,11 +108,7 @@ def choose(
                 " quantized",
                 hint=did_you_mean(name, named) or "--list-layers prints them",
             )
-        if bits not in WEIGHT_BITS:
-            raise UsageError(
-                f"layer {name!r}: found {bits} bits, which {format_} has no type for; expected one"
-                f" of {', '.join(map(str, WEIGHT_BITS))}"
-            )
+        _check_bits(named[name], bits, format_)
     for index in rules.skip:
         if index >= len(layers):
             raise UsageError(
@@ -112,11 +127,25 @@ def choose(
         elif reason is not None:
             fixed[layer.name], reasons[layer.name] = FLOAT, reason
         elif rules.binding:
+            _check_bits(layer, int(rules.bits), format_)
             fixed[layer.name] = precision_of(int(rules.bits), is_fast)
             reasons[layer.name] = "by the rules of the spec"
         else:
             free.append(layer)
+    if free and rules.bits != "mixed" and int(rules.bits) not in FORMAT_BITS[format_]:
+        _check_bits(free[0], int(rules.bits), format_)
     return Choice(tuple(free), fixed, reasons)
+
+
+def _check_bits(layer: QuantLayer, bits: int, format_: str) -> None:
+    possible = possible_bits(layer, format_)
+    if bits not in possible:
+        operator = "" if possible == FORMAT_BITS[format_] else f" for {layer.op_type}"
+        raise UsageError(
+            f"layer {layer.name!r}: found {bits} bits, which {format_} has no type for{operator};"
+            f" expected one of {', '.join(map(str, possible))}",
+            hint="--format onnx has a type for it" if bits in FORMAT_BITS["onnx"] else None,
+        )
 
 
 def _why_float(layer: QuantLayer, rules: LayerRules, first: int) -> str | None:

@@ -11,7 +11,7 @@ from ..statistics import is_within
 from .allocation import allocate_bits
 from .layers import QuantLayer
 from .plan import FLOAT, INT8, Plan, Precision, weight_bytes
-from .rules import Choice, precision_of
+from .rules import FORMAT_BITS, Choice, precision_of
 from .trials import Trials, parse_plan
 
 _LONGER = 2.0
@@ -202,7 +202,7 @@ class QuantizationSearch:
 
     def _low_bits(self) -> None:
         least = 2 if self.settings.bits == "mixed" else int(self.settings.bits)
-        widths = [bits for bits in (2, 4, 8, 16, 32) if bits >= least]
+        widths = [bits for bits in FORMAT_BITS[self.settings.format] if bits >= least]
         options = [self._option(bits) for bits in widths]
         noise = self.noise(options)
         smallest = self._allocated(noise, math.inf)

@@ -102,6 +102,9 @@ class Candidates(Protocol):
     ) -> dict[str, dict[Precision, float]]:
         """Return the noise of the output with one layer quantized, as a part of the signal."""
 
+    def effective(self, plan: Plan) -> Plan:
+        """Return what layers really get where a format, or its runtime, has no kernel."""
+
     def write(self, plan: Plan, path: Path) -> None:
         """Write a candidate."""
 
