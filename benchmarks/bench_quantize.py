@@ -2,11 +2,11 @@
 
     python benchmarks/bench_quantize.py [PART]...
 
-Parts ``digits`` (the default, with ``speed``), ``resnet20``, ``vgg11`` and ``mobilenet_v2`` quantize
-one ONNX file with both tools, with the same samples to calibrate on and to evaluate on, for a delta
-of 0.5 and of 0.1: whole processes, one thread each; every sample that goes through the evaluation
-function is counted, and all files are measured by one function at the end. NNCF lives in an
-environment of its own: ``INGOT_NNCF_PYTHON`` is the path of its Python.
+Parts ``digits`` (the default, with ``speed``), ``resnet20``, ``vgg11`` and ``mobilenet_v2``
+quantize one ONNX file with both tools, with the same samples to calibrate on and to evaluate on,
+for a delta of 0.5 and of 0.1: whole processes, one thread each; every sample that goes through the
+evaluation function is counted, and all files are measured by one function at the end. NNCF lives in
+an environment of its own: ``INGOT_NNCF_PYTHON`` is the path of its Python.
 
 ``speed`` times the int8 files of a ResNet-18 (224 pixels) and of ResNet-20. ``mixed`` quantizes
 ResNet-20 to 2, 4 and 8 bits with training. ``optimize`` and ``optimize-resnet20`` compare
@@ -95,8 +95,7 @@ def run(*command: str | Path, ok: Sequence[int] = (0,), **variables: str) -> Pro
     done = subprocess.run(
         list(map(str, command)),
         env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
@@ -108,7 +107,7 @@ def run(*command: str | Path, ok: Sequence[int] = (0,), **variables: str) -> Pro
     return Process(wall, used, done.stdout)
 
 
-def ingot(*arguments: str | Path, **variables: str) -> tuple[Process, dict[str, Any]]:
+def search(*arguments: str | Path, **variables: str) -> tuple[Process, dict[str, Any]]:
     """Run a search; return its process, and its verdict, which may be a missed one."""
     found = run(sys.executable, "-c", INGOT, *arguments, "--json", ok=(0, 3), **variables)
     return found, json.loads(found.output)
@@ -140,7 +139,7 @@ def trained_spec(name: str, folder: Path) -> Path:
     """Write the spec of a network, train it where it has no weights, and return the spec."""
     from bench_compress import case, classifier
 
-    import ingot as tool
+    import ingot
 
     if name == "digits":
         (folder / "net.py").write_text(DIGITS_CODE)
@@ -166,7 +165,7 @@ def trained_spec(name: str, folder: Path) -> Path:
         weights = output / "weights.safetensors"
         if not weights.is_file():
             print(f"  training {name} for {spec['full_trainer']['epochs']} epochs", flush=True)
-            weights = Path(tool.train(path, output).weights)
+            weights = Path(ingot.train(path, output).weights)
         spec["model"]["weights"] = str(weights)
         path.write_text(yaml.safe_dump(spec))
     return path
@@ -174,17 +173,16 @@ def trained_spec(name: str, folder: Path) -> Path:
 
 def write_case(name: str, folder: Path) -> tuple[Path, Path]:
     """Write a network as ONNX, its arrays and a spec of both; return the ONNX file and the spec."""
+    import ingot
     from ingot.specs import load_spec
     from ingot.training.problem import Problem
-
-    import ingot as tool
 
     spec = load_spec(trained_spec(name, folder))
     place = folder / "onnx"
     place.mkdir(exist_ok=True)
     model = place / "model.onnx"
     if not model.is_file():
-        made = tool.export(spec, "onnx", place / "export", mode="dynamic", force=True)
+        made = ingot.export(spec, "onnx", place / "export", mode="dynamic", force=True)
         shutil.copyfile(made.artifacts[0].path, model)
     if not (place / "arrays.npz").is_file():
         problem = Problem(spec)
@@ -227,7 +225,7 @@ def against_nncf(name: str, folder: Path) -> list[Row]:
     for delta in DELTAS:
         count = model.with_name("count.txt")
         count.write_text("")
-        ours, verdict = ingot(
+        ours, verdict = search(
             "quantize", spec, "--delta", str(delta), "--fresh", "-o", folder / f"run-{delta}",
             INGOT_BENCH_COUNT=str(count),
         )  # fmt: skip
@@ -245,8 +243,8 @@ def against_nncf(name: str, folder: Path) -> list[Row]:
         rows += [
             quotient(f"{what}: wall time", ours.wall, theirs.wall, "s", TIME_TARGET),
             quotient(f"{what}: CPU time", ours.cpu, theirs.cpu, "s"),
-            quotient(f"{what}: samples", counted, samples, "", SAMPLES_TARGET),
-            quotient(f"{what}: bytes", sizes[0], sizes[1], "", 1.0),
+            quotient(f"{what}: samples", counted / 1e3, samples / 1e3, "k", SAMPLES_TARGET),
+            quotient(f"{what}: bytes", sizes[0] / 1e3, sizes[1] / 1e3, "kB", 1.0),
             no_worse(f"{what}: drop ({verdict['verdict']})", drops, delta),
         ]
         print_table(rows[-5:])
@@ -259,3 +257,195 @@ def no_worse(what: str, drops: Sequence[float], delta: float) -> Row:
     ok = ours <= max(delta, theirs) + 1e-9
     limit = f"<= {delta:g}, or theirs"
     return Row(what, f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}", limit, ok)
+
+
+# Speed ----------------------------------------------------------------------------------------
+
+
+def speed(folder: Path) -> list[Row]:
+    """Time int8 files beside float32 ones in ONNX Runtime, and compare their sizes."""
+    from ingot.optimizers.latency import compare_latency
+
+    files = {"resnet18": resnet18(folder)}
+    if SHARED.is_dir():
+        files["resnet20"] = resnet20(folder)
+    else:
+        print("== speed of ResNet-20: skipped, as INGOT_SHARED has none")
+    rows = []
+    for name, (before, after, shape) in files.items():
+        best = 0.0
+        for threads in (1, 2):
+            if threads > len(os.sched_getaffinity(0)) or (threads > 1 and os.getloadavg()[0] > 1.5):
+                print(f"== {name}, {threads} threads: skipped, as the cores are not free")
+                continue
+            for batch in (1,) if name == "resnet18" else (1, 8, 32):
+                feeds = {"image": np.random.default_rng(0).random((batch, *shape), np.float32)}
+                times = compare_latency(before, after, feeds, threads)
+                what = f"{name}, batch {batch}, {threads} thread{'s' * (threads > 1)}: speed-up"
+                limit = SPEED_TARGETS[name] if name == "resnet18" else None
+                measured = (times.reference_ms, times.candidate_ms, "ms", limit)
+                rows.append(gain(what, *measured, ratio=1 / times.ratio))
+                best = max(best, 1 / times.ratio)
+        if name == "resnet20":
+            limit = SPEED_TARGETS[name]
+            ok = best >= limit
+            rows.append(Row(f"{name}, best batch", "", "", f"{best:.2f}", f">= {limit:g}", ok))
+        sizes = [path.stat().st_size / 1e6 for path in (before, after)]
+        limit = SIZE_TARGET if name == "resnet18" else None
+        rows.append(gain(f"{name}: size", sizes[0], sizes[1], "MB", limit))
+    print_table(rows)
+    return rows
+
+
+def gain(
+    what: str,
+    before: float,
+    after: float,
+    unit: str,
+    target: float | None = None,
+    ratio: float | None = None,
+) -> Row:
+    """Return the row of ``before / after``, or of a better figure of it, and its least value."""
+    ratio = before / after if ratio is None else ratio
+    limit, ok = ("", None) if target is None else (f">= {target:g}", ratio >= target)
+    return Row(what, f"{after:.3g} {unit}", f"{before:.3g} {unit}", f"{ratio:.2f}", limit, ok)
+
+
+def resnet18(folder: Path) -> tuple[Path, Path, tuple[int, ...]]:
+    """Quantize a ResNet-18 without training: speed and size do not depend on its weights."""
+    import ingot
+
+    (folder / "net.py").write_text(
+        "import torch\nfrom ingot.zoo import get_model_by_name\n\n\ndef build():\n"
+        "    torch.manual_seed(0)\n    return get_model_by_name('resnet18', 'imagenet')\n"
+    )
+    document = {
+        "name": "resnet18",
+        "model": {"framework": "torch", "entrypoint": "net:build"},
+        "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 3, 224, 224]}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 1000]}],
+    }
+    spec = folder / "resnet18.yaml"
+    spec.write_text(yaml.safe_dump(document))
+    made = ingot.export(spec, "onnx", folder / "export", mode="dynamic", force=True)
+    images = np.random.default_rng(0).standard_normal((48, 3, 224, 224), np.float32)
+    np.savez(folder / "images.npz", image=images)
+    _, verdict = search(
+        "quantize", made.artifacts[0].path, "--data", folder / "images.npz", "--delta", "50",
+        "--fresh", "-o", folder / "run-resnet18",
+    )  # fmt: skip
+    return artifact(verdict, "reference_artifacts"), artifact(verdict), (3, 224, 224)
+
+
+def resnet20(folder: Path) -> tuple[Path, Path, tuple[int, ...]]:
+    """Quantize the trained ResNet-20."""
+    place = folder / "resnet20"
+    place.mkdir(exist_ok=True)
+    _, spec = write_case("resnet20", place)
+    _, verdict = search(
+        "quantize", spec, "--delta", "0.5", "--fresh", "-o", place / "run",
+        INGOT_BENCH_COUNT=os.devnull,
+    )  # fmt: skip
+    return artifact(verdict, "reference_artifacts"), artifact(verdict), (3, 32, 32)
+
+
+# Fewer bits, and pruning ----------------------------------------------------------------------
+
+
+def mixed(folder: Path) -> list[Row]:
+    """Quantize ResNet-20 to 2 bits with training, and more where delta asks for it."""
+    if not SHARED.is_dir():
+        print("== mixed: skipped, as INGOT_SHARED has no ResNet-20")
+        return []
+    spec = trained_spec("resnet20", folder)
+    process, verdict = search(
+        "quantize", spec, "--bits", "2", "--layer", "stem=8", "--layer", "fc=8", "--delta", "1",
+        "--finetune-epochs", "2", "--max-time", os.environ.get("INGOT_BENCH_TIME", "1h"),
+        "--fresh", "-o", folder / "run-mixed",
+    )  # fmt: skip
+    before = artifact(verdict, "reference_artifacts").stat().st_size
+    after = artifact(verdict).stat().st_size
+    drop = verdict["drop"]
+    rows = [
+        gain("resnet20, 2 to 8 bits, trained: size", before / 1e3, after / 1e3, "kB", MIXED_TARGET),
+        Row("the same: drop", f"{drop:.2f}", "0", f"{drop:+.2f}", "<= 1", drop <= 1),
+    ]
+    print_table(rows)
+    print(
+        f"{verdict['verdict']} after {verdict['epochs']:g} epochs, {process.wall / 60:.0f} minutes"
+    )
+    return rows
+
+
+def optimize(name: str, folder: Path) -> list[Row]:
+    """Compare the bytes of ``optimize`` with those of its two halves alone, at one delta."""
+    if name != "digits" and not SHARED.is_dir():
+        print(f"== optimize {name}: skipped, as INGOT_SHARED has no CIFAR-10")
+        return []
+    from bench_compress import DELTA, case
+
+    import ingot
+
+    found = case(name, folder)
+    spec = folder / f"{name}.yaml"
+    spec.write_text(yaml.safe_dump(found.spec))
+    if "weights" not in found.spec["model"]:
+        weights = folder / "trained" / "weights.safetensors"
+        if not weights.is_file():
+            ingot.train(spec, weights.parent)
+        found.spec["model"]["weights"] = str(weights)
+        spec.write_text(yaml.safe_dump(found.spec))
+    most = ("--max-time", os.environ.get("INGOT_BENCH_TIME", "1h"))
+    epochs = ("--finetune-epochs", str(found.step))
+    size, told = {}, {}
+    for command, more in {
+        "compress": (*epochs, "--format", "onnx"),
+        "quantize": ("--bits", "8"),
+        "optimize": (*epochs, "--bits", "8"),
+    }.items():
+        output = folder / f"run-{command}"
+        process, verdict = search(
+            command, spec, "--delta", f"{DELTA:g}", *more, *most, "--fresh", "-o", output
+        )
+        size[command] = artifact(verdict).stat().st_size / 1e3
+        before = artifact(verdict, "reference_artifacts").stat().st_size / 1e3
+        told[command] = f"{verdict['verdict']}, drop {verdict['drop']:.2f}"
+        print(
+            f"  {command}: {before:.1f} to {size[command]:.1f} kB, {told[command]},"
+            f" {process.wall:.0f} s"
+        )
+    rows = [
+        gain(
+            f"{name}: bytes of optimize, against {other} alone",
+            size[other],
+            size["optimize"],
+            "kB",
+            OPTIMIZE_TARGET,
+        )
+        for other in ("compress", "quantize")
+    ]
+    print_table(rows)
+    return rows
+
+
+def main() -> None:
+    """Run the parts that are named, and print the tables."""
+    kept = os.environ.get("INGOT_BENCH_FOLDER")
+    whole = Path(kept or tempfile.mkdtemp(prefix="ingot-bench-quantize-"))
+    for part in sys.argv[1:] or ("digits", "speed"):
+        folder = whole / f"quantize-{part}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if part == "speed":
+            speed(folder)
+        elif part == "mixed":
+            mixed(folder)
+        elif part in ("optimize", "optimize-resnet20", "optimize-vgg11"):
+            optimize(part.partition("-")[2] or "digits", folder)
+        elif part != "digits" and not SHARED.is_dir():
+            print(f"== {part}: skipped, as INGOT_SHARED has no CIFAR-10")
+        else:
+            against_nncf(part, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,7 @@ from .search_result import (
     shipped_files,
     shipped_results,
 )
-from .search_run import Progress, SearchRun, Watch
+from .search_run import Progress, SearchRun, Watch, phases_so_far
 from .shipping import REFERENCE, Shipping, ShippingOptions
 from .train_external import external_loop
 
@@ -184,6 +184,7 @@ class _Run(SearchRun):
 
         settled = self.settled
         services = self._services()
+        services.phases.update(phases_so_far(journal))
         if settled.given.nproc > 1:
             services.trainer = worker_trainer(settled, budget)
         shipping = self._shipping(journal.folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, OutputExistsError, UsageError
 from ..runtime.atomic import replacing
 from ..specs import ModelSpec, load_spec
 from .compress import compress
@@ -126,6 +126,7 @@ class _Optimization:
         self.started = time.monotonic()
 
     def run(self) -> Verdict:
+        self._prepare()
         pruned = self._compress()
         if pruned.verdict == "interrupted":
             return self._deliver(pruned, [pruned], None)
@@ -143,6 +144,31 @@ class _Optimization:
                 best = found
         assert best is not None
         return self._deliver(best, verdicts, best)
+
+    def _prepare(self) -> None:
+        """Remove an earlier run when asked to, and refuse to write over what is not ours.
+
+        Raises:
+            OutputExistsError: files lie there that no run of this folder wrote.
+        """
+        from ..optimizers.journal import JOURNAL
+
+        if not self.folder.is_dir():
+            return
+        if (self.folder / PRUNED / JOURNAL).exists():
+            if self.options.fresh:
+                for path in sorted(self.folder.glob(f"{QUANTIZED}-*")):
+                    if (path / JOURNAL).exists():
+                        shutil.rmtree(path)
+                for name in (VERDICT, REPORT):
+                    (self.folder / name).unlink(missing_ok=True)
+            return
+        for path in sorted(self.folder.iterdir()):
+            if path.name.startswith(OPTIMIZED) or path.name in (VERDICT, REPORT):
+                raise OutputExistsError(
+                    f"{path}: is there already, and no search in {self.folder} wrote it",
+                    hint="remove it, or give another folder",
+                )
 
     def _compress(self) -> Verdict:
         folder = self.folder / PRUNED

@@ -26,7 +26,7 @@ from .quantize_setup import (
 from .quantize_training import Recovery, can_train
 from .search_reference import Baseline, FirstBatches, measure_reference, metric_of, random_order
 from .search_result import are_there, read_results, save_results, shipped_files, shipped_results
-from .search_run import Progress, SearchRun, Watch
+from .search_run import Progress, SearchRun, Watch, phases_so_far
 from .shipping import REFERENCE
 
 FLOAT = "float_model"
@@ -241,6 +241,7 @@ class _Run(SearchRun):
             None,
             self.problem.split(settings.eval_split, "evaluation.eval_split"),
             self.report,
+            phases_so_far(journal),
         )
         reference, baseline = self._reference(journal, files, services, budget)
         self._reference_path = reference.path

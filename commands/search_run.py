@@ -216,6 +216,12 @@ class SearchRun(ABC):
             part.write_text(search_report(journal.records, document), encoding="utf-8")
 
 
+def phases_so_far(journal: Journal) -> dict[str, float]:
+    """Return the seconds by phase that earlier parts of a search took, as far as they ended."""
+    record = next((it for it in reversed(journal.records) if it["kind"] == "verdict"), None)
+    return {} if record is None else dict(record["document"].get("phases") or {})
+
+
 def _finished(journal: Journal, result: str) -> Verdict | None:
     """Return the verdict of a search that has converged; one that a cap ended may go on."""
     from ..optimizers.verdict import Verdict

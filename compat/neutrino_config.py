@@ -32,6 +32,7 @@ KEYS = (
     "export",
 )
 MODES = ("compression", "latency", "quantization")
+_CUSTOM_KEYS = ("quantization_args", "quant_args", "layers")
 _EXPORT_KEYS = ("format", "kwargs")
 _LOOP_KEYS = ("epochs", "optimizer")
 
@@ -44,11 +45,13 @@ class NeutrinoConfig:
         values: keys of a spec, as JSON values.
         optimizer: of the training between steps; None leaves what ``values`` say.
         external_loop: the user's own training loop.
+        quantizes: the model is to be quantized, not pruned.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     optimizer: Any = None
     external_loop: Any = None
+    quantizes: bool = False
 
 
 def read_config(config: Mapping[str, Any] | None) -> NeutrinoConfig:
@@ -62,12 +65,11 @@ def read_config(config: Mapping[str, Any] | None) -> NeutrinoConfig:
     given = {str(key): value for key, value in (config or {}).items() if value is not None}
     _known(given, KEYS, "config")
     found = NeutrinoConfig(given)
-    _check_mode(given)
+    found.quantizes = _quantizes(given)
     _check_workers(bool(given.get("use_horovod", False)))
     if "device" in given:
         given["device"] = as_device(given["device"]).value
     given.pop("use_horovod", None)
-    given.pop("custom_compression", None)
     trainer = _section(given, "full_trainer")
     if trainer is not None:
         given["full_trainer"] = _read_trainer(trainer, found)
@@ -77,9 +79,14 @@ def read_config(config: Mapping[str, Any] | None) -> NeutrinoConfig:
     loop = given.pop("external_training_loop", None)
     if loop is not None:
         found.external_loop = _read_loop(loop)
+        if found.quantizes:
+            logging.getLogger("ingot").warning(
+                "external_training_loop: without effect, as weights that are rounded are trained by"
+                " Ingot's own loop"
+            )
     export = _section(given, "export")
     if export is not None:
-        given["export"] = _read_export(export)
+        given["export"] = _read_export(export, found.quantizes)
     return found
 
 
@@ -101,11 +108,13 @@ def _section(given: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     return dict(section)
 
 
-def _check_mode(given: Mapping[str, Any]) -> None:
-    """Refuse what is no search of this version.
+def _quantizes(given: dict[str, Any]) -> bool:
+    """Return whether the model is to be quantized: the mode says so, or ``custom_compression``.
+
+    As in Neutrino, that section alone turns quantization on, whatever the mode is.
 
     Raises:
-        UsageError: the mode is unknown, or quantizes.
+        UsageError: the mode, or a key of the section, is unknown.
     """
     mode = given.get("optimization", MODES[0])
     if mode not in MODES:
@@ -114,15 +123,19 @@ def _check_mode(given: Mapping[str, Any]) -> None:
             hint=did_you_mean(mode, MODES),
         )
     custom = _section(given, "custom_compression") or {}
-    names = ("quantization_args", "quant_args", "layers")
-    _known(custom, names, "config: custom_compression")
-    if mode == "quantization" or any(custom.values()):
-        key = "optimization: 'quantization'" if mode == "quantization" else "custom_compression"
-        raise UsageError(
-            f"config: {key} asks for quantization, which is not there yet; expected 'compression'"
-            " or 'latency'",
-            hint="it comes with 'ingot quantize'; leave custom_compression out to prune only",
+    _known(custom, _CUSTOM_KEYS, "config: custom_compression")
+    has_args = any(custom.get(name) is not None for name in _CUSTOM_KEYS[:2])
+    if not has_args and not custom.get("layers"):
+        given.pop("custom_compression", None)
+        return bool(mode == "quantization")
+    if given.get("optimization", "quantization") != "quantization":
+        also = ", and refused where that is slower" if mode == "latency" else ""
+        logging.getLogger("ingot").warning(
+            "custom_compression: the model is quantized, not pruned%s; leave it out to prune only."
+            " 'ingot optimize' does both within one delta",
+            also,
         )
+    return True
 
 
 def _check_workers(use_horovod: bool) -> None:
@@ -232,14 +245,15 @@ def _imported(name: str) -> Any:
     return value
 
 
-def _read_export(export: dict[str, Any]) -> dict[str, Any]:
+def _read_export(export: dict[str, Any], quantizes: bool) -> dict[str, Any]:
     """Return the section with ONNX in place of the closed format, which nothing else can write."""
     _known(export, _EXPORT_KEYS, "config: export")
     given = export.get("format") or []
     formats = [given] if isinstance(given, str) else list(given)
     if "dlrt" in formats:
         logging.getLogger("ingot").warning(
-            "export.format: dlrt is a closed format; onnx is written in its place"
+            "export.format: dlrt is a closed format; onnx%s is written in its place",
+            " with packed integers" if quantizes else "",
         )
         formats = ["onnx" if name == "dlrt" else name for name in formats]
     export["format"] = list(dict.fromkeys(formats))

@@ -1,4 +1,4 @@
-"""Neutrino's engine: a module in, a smaller module out, by the search of ``ingot compress``."""
+"""Neutrino's engine: a module in, a smaller one out, by ``ingot compress`` or ``quantize``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, TrainingInterrupted, UsageError
+from ..errors import TrainingInterrupted, UsageError
 from ..specs import ModelSpec
 from ..training.forward_pass import ForwardPass
 from .neutrino_config import read_config
+from .neutrino_results import pruned_module, quantized_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..commands.compress_live import LiveModel
     from ..optimizers.verdict import Verdict
 
+INTEGER_FORMATS = ("onnx", "tflite")
+"""Formats of export that hold quantized models; the first is always written, and measured."""
 _FORWARD_METHODS = ("extract_model_inputs", "model_call")
 
 
@@ -94,17 +97,18 @@ class Neutrino:
             dryrun: go through every phase on two batches of each split; the figures mean nothing.
 
         Returns:
-            the module within delta. Where none was found, a warning says so, and it is the one that
+            the module within delta; of a quantization, a copy whose weights are those of the file,
+            as floats. Where none was found, a warning says so, and it is the one that
             came nearest, or a copy of the model.
 
         Raises:
             TrainingInterrupted: somebody asked to stop (SIGINT, SIGTERM); the best so far is saved.
-            IngotError: data, loss, metric or model fail; see :func:`ingot.compress`.
+            IngotError: data, loss, metric or model fail; see :func:`ingot.compress` and
+                :func:`ingot.quantize`.
         """
         from ..cli.console_search import print_verdict
-        from ..commands.compress import compress
 
-        verdict = compress(self._spec(), live=self._live(), progress=_report, dry_run=dryrun)
+        verdict = self._search(dryrun)
         self.verdict = verdict
         print_verdict(verdict.to_dict())
         if verdict.verdict == "interrupted":
@@ -116,7 +120,8 @@ class Neutrino:
             logging.getLogger("ingot").warning(
                 "no model within delta was found: %s", verdict.reason
             )
-        return self._result(verdict)
+        module_of = quantized_module if self.config.quantizes else pruned_module
+        return module_of(verdict, self.model)
 
     @staticmethod
     def load_from_pickle(framework: Any, path: str | Path, original_model: Any) -> nn.Module:
@@ -174,21 +179,24 @@ class Neutrino:
             None if not home else Path(home).expanduser().absolute(),
         )
 
-    def _result(self, verdict: Verdict) -> nn.Module:
-        from ..optimizers.pruning import load_compressed
-        from ..optimizers.pruning.modules import copy_module
+    def _search(self, dryrun: bool) -> Verdict:
+        from ..commands.compress import compress
+        from ..commands.quantize import quantize
 
-        own = next((item for item in verdict.artifacts if item.format == "safetensors"), None)
-        if own is None:
-            logging.getLogger("ingot").warning("nothing smaller was found: the model is as it was")
-            return copy_module(self.model).eval()
-        for item in verdict.artifacts:
-            if not item.path.exists():
-                hint = f"remove {verdict.run_dir} to search once more"
-                if item is own:
-                    raise ModelError(f"{item.path}: the result is gone", hint=hint)
-                logging.getLogger("ingot").warning("%s is gone; %s", item.path, hint)
-        return load_compressed(own.path, self.model)
+        spec, live = self._spec(), self._live()
+        if not self.config.quantizes:
+            return compress(spec, live=live, progress=_report, dry_run=dryrun)
+        wanted = () if spec.export is None else spec.export.format or ()
+        for name in wanted:
+            if name not in INTEGER_FORMATS:
+                logging.getLogger("ingot").warning(
+                    "export.format: %s is not written: a quantized model is %s",
+                    name,
+                    " or ".join(INTEGER_FORMATS),
+                )
+        # ONNX has all widths, and its integers become those of the module that is returned.
+        formats = ("onnx", *(name for name in INTEGER_FORMATS[1:] if name in wanted))
+        return quantize(spec, live=live, progress=_report, dry_run=dryrun, formats=formats)
 
 
 def _report(line: str) -> None:

@@ -21,7 +21,7 @@ from ..training.randomness import seed_everything
 
 TRAINING_BATCHES = 8
 """Batches of each split but the one that is measured on; reading all would take an epoch."""
-_TOOLS = ("ingot", "torch", "torch-pruning", "onnxruntime", "onnx", "numpy")
+_TOOLS = ("ingot", "torch", "torch-pruning", "onnxruntime", "onnx", "numpy", "scipy")
 _MOST_FILES = 2000
 
 

@@ -120,6 +120,11 @@ def facts(verdict: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("seed", str(verdict.get("seed", NONE))),
     ]
+    cpu = verdict.get("cpu") or {}
+    if cpu:
+        known = cpu.get("features")
+        said = ", ".join(known) if known else "instruction sets unknown"
+        found.append(("processor", f"{cpu.get('machine')}: {said}"))
     if confirmed:
         drop = plain(confirmed.get("drop"))
         found.insert(

@@ -401,8 +401,7 @@ def test_an_interrupted_search_goes_on(capsys: pytest.CaptureFixture[str]) -> No
     ("config", "message", "hint"),
     [
         ({"delt": 1}, "unknown key 'delt'", "did you mean 'delta'?"),
-        ({"optimization": "quantization"}, "quantization, which is not there yet", "leave"),
-        ({"custom_compression": {"layers": {"first": {"precision": 2}}}}, "not there yet", "leave"),
+        ({"custom_compression": ["first"]}, "custom_compression: found a list; expected a d", None),
         ({"custom_compression": {"quant_arg": {}}}, "unknown key 'quant_arg'", "'quant_args'"),
         ({"optimization": "compresion"}, "found 'compresion'", "'compression'"),
         ({"full_trainer": {"optimiser": "SGD"}}, "unknown key 'optimiser'", "'optimizer'"),

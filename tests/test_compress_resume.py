@@ -4,53 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
-import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from compress_specs import write_spec
+from search_processes import (
+    check_kills,
+    records_of,
+    start_search,
+    whole_search,
+    without_times,
+)
 
 ARGUMENTS = ("--max-evaluations", "9", "--delta", "2")
 KILLS = 20
-# What is measured with a clock, or depends on when it was.
-TIMES = (
-    "latency_ms",
-    "latency_ratio",
-    "elapsed_seconds",
-    "phases",
-    "seconds",
-    "max_seconds",
-    "run_dir",
-    "path",
-)
 
 
 def start(spec: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ingot.cli", "compress", str(spec), "-o", str(out), "--json"]
-    return subprocess.Popen(
-        [*command, *ARGUMENTS, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell in the background hands on that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    return start_search("compress", spec, out, *ARGUMENTS, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +36,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
     """The verdict of a search that was not killed, and how long it took."""
-    begun = time.monotonic()
-    process = start(spec, tmp_path_factory.mktemp("whole") / "run")
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return json.loads(output), time.monotonic() - begun
+    return whole_search("compress", spec, tmp_path_factory.mktemp("whole") / "run", *ARGUMENTS)
 
 
 @pytest.mark.slow
@@ -73,37 +44,7 @@ def test_killed_at_random_points(
     spec: Path, whole: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:
     """The process is killed 20 times in all, in the middle of whatever it does."""
-    expected, seconds = whole
-    random_ = random.Random(7)
-    kills = runs = 0
-    while kills < KILLS:
-        runs += 1
-        out = tmp_path / str(runs)
-        arguments: tuple[str, ...] = ()
-        while True:
-            process = start(spec, out, *arguments)
-            begun = time.monotonic()
-            limit = random_.uniform(0.2, 1.0) * seconds if kills < KILLS else 300
-            try:
-                output, errors = process.communicate(timeout=limit)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-                arguments = ("--resume",)
-                continue
-            assert process.returncode == 0, errors
-            # The machine may be faster now than when the whole search was timed.
-            seconds = min(seconds, time.monotonic() - begun)
-            break
-        assert without_times(json.loads(output)) == without_times(expected)
-        names = Counter(
-            (record["kind"], record["name"])
-            for record in records(out)
-            if record["kind"] != "verdict"
-        )
-        assert set(names.values()) == {1}, "something was done twice"
-    assert kills == KILLS
+    check_kills("compress", spec, tmp_path, ARGUMENTS, KILLS, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -130,7 +71,7 @@ def test_a_signal_saves_the_best_so_far(
     process = start(spec, out, "--resume")
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert without_times(json.loads(output)) == without_times(whole[0])
+    assert without_times(json.loads(output)) == without_times(whole[0]["verdict"])
 
 
 def test_two_processes_on_one_folder(spec: Path, tmp_path: Path) -> None:
@@ -171,7 +112,7 @@ def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
     assert "--resume" in told["hint"]
     assert not list(out.rglob("*.part"))
     output, errors = start(spec, out, "--resume").communicate(timeout=300)
-    assert without_times(json.loads(output)) == without_times(whole[0]), errors
+    assert without_times(json.loads(output)) == without_times(whole[0]["verdict"]), errors
 
 
 @pytest.mark.slow
@@ -182,6 +123,6 @@ def test_several_workers_train_the_candidates(spec: Path, tmp_path: Path) -> Non
     assert process.returncode == 0, errors
     verdict = json.loads(output)
     assert verdict["verdict"] == "met"
-    trials = [record for record in records(out) if record["kind"] == "trial"]
+    trials = [record for record in records_of(out) if record["kind"] == "trial"]
     assert any(len(trial["losses"]) == 2 for trial in trials)
     assert not list((out / "trials").glob("*.training"))

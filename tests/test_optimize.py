@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from compress_specs import write_spec
+from search_processes import without_times
 
 import ingot
 
@@ -38,4 +39,4 @@ def test_both_together_are_smaller_than_either(tmp_path: Path) -> None:
         assert [spec.name for spec in model.inputs] == ["image"]
 
     again = ingot.optimize(spec, output=tmp_path / "both", max_evaluations=9, resume=True)
-    assert again.to_dict() == both.to_dict()
+    assert without_times(again.to_dict()) == without_times(both.to_dict())

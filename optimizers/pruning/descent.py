@@ -80,7 +80,7 @@ class Descent:
         trains: bool = True,
     ) -> None:
         self.delta = delta
-        self.ratio = 1.6 if level == 1 else 1.45
+        self.ratio = 1.75 if level == 1 else 1.5
         self.least = 1.03 if deepsearch else 1.15 if level == 1 else 1.08
         self.rate = 1.0 if rate is None else rate
         self.best = ""

@@ -18,6 +18,11 @@ _LONGER = 2.0
 """A trained candidate whose drop is up to this many times delta is trained once more."""
 _SMALLER = 0.97
 """Part of the bytes of what was found below which another candidate is worth a training."""
+_CLOSE = 1.05
+"""Two noises whose ratio is at most this are as good as the same."""
+_BOLD = 2 / 3
+"""How far a trained candidate goes (in decibels) of the way from what is known to be possible to
+the fewest bits: training recovers most of what rounding loses."""
 _STEPS = 6
 """Bisections of the noise that is permitted, without training."""
 TRAININGS = 4
@@ -252,7 +257,7 @@ class QuantizationSearch:
         best: Record | None = None
         tried = {_key(first["plan"])}
         for _ in range(_STEPS):
-            if high <= low * 1.05:
+            if high <= low * _CLOSE:
                 break
             budget = math.sqrt(low * high)
             plan = {**self.choice.fixed, **self._allocated(noise, budget)}
@@ -285,23 +290,40 @@ class QuantizationSearch:
         if best is not None:
             low = max(low, _total(noise, parse_plan(best["plan"])))
         size = math.inf if best is None else self._bytes(parse_plan(best["plan"]))
-        # A uniform width is tried as it is; of mixed ones, something between.
-        budget = math.sqrt(low * high) if self.settings.bits == "mixed" else math.inf
         tried: set[str] = set()
+        plan: Plan | None = {**self.choice.fixed, **smallest}
+        budget = high
+        if self.settings.bits == "mixed":  # a uniform width is tried as it is
+            plan, budget = self._bolder(noise, low, high, size, tried)
         for _ in range(TRAININGS):
-            chosen = smallest if math.isinf(budget) else self._allocated(noise, budget)
-            plan = {**self.choice.fixed, **chosen}
-            if _key(_told(plan)) in tried or self._bytes(plan) > _SMALLER * size:
+            if plan is None:
                 return
             tried.add(_key(_told(plan)))
-            found = self._train(plan)
-            if found["status"] == "accepted":
-                if math.isinf(budget):
-                    return
+            if self._train(plan)["status"] == "accepted":
                 size, low = self._bytes(plan), budget
             else:
-                high = high if math.isinf(budget) else budget
-            budget = math.sqrt(low * high)
+                high = budget
+            plan, budget = self._bolder(noise, low, high, size, tried)
+
+    def _bolder(
+        self,
+        noise: Mapping[str, Mapping[Precision, float]],
+        low: float,
+        high: float,
+        size: float,
+        tried: set[str],
+    ) -> tuple[Plan | None, float]:
+        """Return a plan that is smaller than what was found, and its noise; None when none is."""
+        while high > low * _CLOSE:
+            budget = low * (high / low) ** _BOLD
+            plan = {**self.choice.fixed, **self._allocated(noise, budget)}
+            if self._bytes(plan) > _SMALLER * size:
+                low = budget
+            elif _key(_told(plan)) in tried:
+                high = budget
+            else:
+                return plan, budget
+        return None, high
 
     def _bytes(self, plan: Plan) -> float:
         layers = self.trials.candidates.layers

@@ -92,7 +92,7 @@ class TfliteCandidates:
         )
 
     @property
-    def layers(self) -> tuple[TfliteQuantLayer, ...]:
+    def layers(self) -> tuple[QuantLayer, ...]:
         """The layers that can be quantized, in the order of the graph."""
         return self._layers
 
@@ -118,6 +118,17 @@ class TfliteCandidates:
                     snr = output_snr(expected, _outputs(path, few))
                     row[precision] = noise_ratio(min(snr, _LOUDEST))
         return {name: row for name, row in found.items() if name in precisions}
+
+    def effective(self, plan: Plan) -> dict[str, Precision]:
+        """Return what layers really get: bits that LiteRT runs, and one kind of activations."""
+        activations = _activations(plan)
+        found = {}
+        for layer in self._layers:
+            if layer.name in plan:
+                wanted = plan[layer.name].weight
+                bits = min(it for it in possible_bits(layer, "tflite") if it >= wanted)
+                found[layer.name] = Precision(bits, activations if bits <= 8 else 32)
+        return found
 
     def write(self, plan: Plan, path: Path) -> None:
         """Write a candidate.
@@ -184,12 +195,9 @@ class TfliteCandidates:
         return found
 
     def _write(self, plan: Plan, path: Path, feeds: Sequence[Feeds]) -> None:
-        bits = {}
-        for layer in self._layers:
-            wanted = plan.get(layer.name, FLOAT).weight
-            possible = possible_bits(layer, "tflite")
-            bits[layer.node] = min(width for width in possible if width >= wanted)
-        if set(bits.values()) == {32}:
+        real = self.effective(plan)
+        bits = {item.node: real[item.name].weight for item in self._layers if item.name in real}
+        if set(bits.values()) <= {32}:
             with replacing(path) as part:
                 shutil.copyfile(self._path, part)
             return

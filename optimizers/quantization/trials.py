@@ -238,7 +238,7 @@ class Trials:
         if train:
             found = self._train(name, plan, parent, path)
             self.budget.spend(0, found["epochs"])
-        elif not path.exists():
+        else:  # also over what a search that was killed has left
             with services.timed("other"):
                 self.candidates.write(plan, path)
         found["size_bytes"] = path.stat().st_size
