@@ -207,7 +207,7 @@ def test_precisions_of_an_onnx_plan(
         (LayerRules(layers={"stem": 2}), "'stem': found 2 bits, which tflite has no type for; exp"),
         (
             LayerRules(layers={"depthwise": 4}),
-            "'depthwise': found 4 .* for DEPTHWISE_CONV_2D; .* 8",
+            r"'depthwise' \(DEPTHWISE_CONV_2D\): found 4 bits, .* of 8, 16",
         ),
         (LayerRules(layers={"hidden": 3}), "'hidden': found 3 bits, .* one of 4, 8, 16, 32"),
         (LayerRules("2"), "'stem': found 2 bits"),

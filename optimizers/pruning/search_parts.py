@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..phases import TimesPhases
 from ..statistics import Array, Metric
 from .modules import Inputs
 
@@ -71,7 +70,7 @@ class Reference:
 
 
 @dataclass
-class Services:
+class Services(TimesPhases):
     """What the search needs from above.
 
     Attributes:
@@ -90,12 +89,3 @@ class Services:
     external_loop: Any = None
     trainer: Callable[[str, Recipe, Path, Path, TrainerOptions, Path], Recovered] | None = None
     phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time that something takes to a phase."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases[phase] = self.phases.get(phase, 0.0) + time.monotonic() - start

@@ -140,9 +140,9 @@ def choose(
 def _check_bits(layer: QuantLayer, bits: int, format_: str) -> None:
     possible = possible_bits(layer, format_)
     if bits not in possible:
-        operator = "" if possible == FORMAT_BITS[format_] else f" for {layer.op_type}"
+        operator = "" if possible == FORMAT_BITS[format_] else f" ({layer.op_type})"
         raise UsageError(
-            f"layer {layer.name!r}: found {bits} bits, which {format_} has no type for{operator};"
+            f"layer {layer.name!r}{operator}: found {bits} bits, which {format_} has no type for;"
             f" expected one of {', '.join(map(str, possible))}",
             hint="--format onnx has a type for it" if bits in FORMAT_BITS["onnx"] else None,
         )

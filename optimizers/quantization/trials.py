@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +17,7 @@ from ..budget import Budget
 from ..journal import Journal, Record
 from ..latency import Comparison
 from ..paired_evaluation import Order, evaluate_beside
+from ..phases import TimesPhases
 from ..statistics import Array, Metric, is_within
 from .plan import Plan, Precision
 from .rules import Bits, LayerRules
@@ -126,7 +127,7 @@ class Trained:
 
 
 @dataclass
-class Services:
+class Services(TimesPhases):
     """What the search needs from above.
 
     Attributes:
@@ -145,15 +146,6 @@ class Services:
     loader: Iterable[Any]
     report: Callable[[str], None] = lambda line: None
     phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time that something takes to a phase."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases[phase] = self.phases.get(phase, 0.0) + time.monotonic() - start
 
 
 class Trials:
