@@ -388,6 +388,7 @@ class _Run(SearchRun):
             budget,
             self.report,
             self._network(),
+            None if self.live is None else self.live.optimizer,
         )
 
     def _plan(

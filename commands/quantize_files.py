@@ -17,6 +17,8 @@ from .shipping import GOLDEN, OPTIMIZED, REFERENCE
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..exporters.variants import Mode
+    from ..optimizers.quantization.layers import QuantLayer
     from ..optimizers.quantization.plan import Plan
     from ..optimizers.verdict import ShippedFile
     from ..training.evaluation import Evaluation
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, np.ndarray[Any, Any]]
 
 _GOLDEN_SAMPLES = 2
+
+
+def mode_of(format_: str, framework: str) -> Mode:
+    """Return which file of a format is quantized: of free sizes, where the converter leaves any."""
+    from ..exporters import FORMATS
+
+    return "both" if framework in FORMATS[format_].static_sources else "dynamic"
 
 
 class QuantizedFiles:
@@ -81,24 +90,24 @@ class QuantizedFiles:
         """Export the model that was given, as float32, in every format; each file is checked."""
         from ..optimizers.verdict import ShippedFile
 
-        made = export(
-            self.model,
-            self.formats,
-            self._exports,
-            precision="fp32",
-            mode="dynamic",
-            bn_fusion=self.problem.spec.bn_fusion,
-            name=self.stem,
-            force=True,
-            trust_code=self.trust_code,
-            evaluate=False,
-            progress=self.report,
-        )
-        found = [
-            ShippedFile(item.path, item.format, item.sha256, item.size_bytes)
-            for item in made.artifacts
-        ]
-        return sorted(found, key=lambda item: self.formats.index(item.format))
+        found = []
+        for name in self.formats:
+            made = export(
+                self.model,
+                name,
+                self._exports,
+                precision="fp32",
+                mode=mode_of(name, self.problem.source.framework),
+                bn_fusion=self.problem.spec.bn_fusion,
+                name=self.stem,
+                force=True,
+                trust_code=self.trust_code,
+                evaluate=False,
+                progress=self.report,
+            )
+            item = made.artifacts[0]
+            found.append(ShippedFile(item.path, item.format, item.sha256, item.size_bytes))
+        return found
 
     def evaluate(self, path: Path, split: str) -> Evaluation:
         """Measure a file on a split."""
@@ -107,8 +116,13 @@ class QuantizedFiles:
         with opened(self.problem, path) as evaluate:
             return evaluate(loader)
 
-    def others(self, plan: Plan) -> list[Path]:
-        """Write the result in the formats that are not measured."""
+    def others(self, plan: Plan, layers: Sequence[QuantLayer]) -> list[Path]:
+        """Write the result in the formats that are not measured.
+
+        Args:
+            plan: precisions in the format that is.
+            layers: of that format.
+        """
         found = []
         for format_ in self.formats[1:]:
             from ..optimizers.quantization.tflite_candidates import TfliteCandidates
@@ -117,7 +131,7 @@ class QuantizedFiles:
             assert format_ == "tflite"
             candidates = TfliteCandidates(reference, self.feeds)
             path = self.path(OPTIMIZED, f".{format_}")
-            candidates.write_like(plan, path)
+            candidates.write_like(plan, path, layers)
             found.append(path)
         return found
 

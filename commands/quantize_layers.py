@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..specs import ModelSpec, load_spec
 from .export import export
 from .models import named_model
+from .quantize_files import mode_of
 from .quantize_problem import spec_of
 from .quantize_setup import QuantizeOptions, check_options, settings_of
 
@@ -92,7 +93,7 @@ def list_layers(
                 settings.format,
                 folder,
                 precision="fp32",
-                mode="dynamic",
+                mode=mode_of(settings.format, named.source.framework),
                 name="layers",
                 trust_code=wanted.trust_code,
                 evaluate=False,

@@ -237,7 +237,8 @@ class QuantizationEnding(SearchEnding):
 
         with self._made.services.timed("export"):
             path = self._copy(trial)
-            others = self._files.others(parse_plan(trial["plan"]))
+            layers = self._made.candidates.layers
+            others = self._files.others(parse_plan(trial["plan"]), layers)
             files = [self._file(path), *map(self._file, others)]
             package = self._files.package(path)
         return files if package is None else [*files, package]

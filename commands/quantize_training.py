@@ -32,6 +32,7 @@ class Recovery:
         budget: when it is spent, training ends.
         report: gets a line an epoch.
         network: the one that was given, which is the teacher, too.
+        optimizer: what trains, in place of what the spec says; None leaves that.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Recovery:
         budget: Budget,
         report: Callable[[str], None],
         network: Any,
+        optimizer: Any = None,
     ) -> None:
         from ..optimizers.pruning.modules import copy_module
         from ..optimizers.pruning.recovery import first_rate, recovery_options
@@ -67,6 +69,8 @@ class Recovery:
         self.options: TrainerOptions = replace(
             options, learning_rate_factor=first_rate(problem.spec)
         )
+        if optimizer is not None:
+            self.options = replace(self.options, optimizer=optimizer)
 
     def train(self, name: str, plan: Plan, parent: str, path: Path) -> Trained:
         """Train a candidate, and write its file.

@@ -160,6 +160,44 @@ def test_the_configurations_of_the_guide(number: int, shared: Path, digits: nn.M
     assert levels(made.first.weight) <= 4
 
 
+@pytest.mark.slow
+def test_tflite_beside_onnx(digits: nn.Module) -> None:
+    pytest.importorskip("litert_torch")
+    verdict, _ = search(
+        digits,
+        custom_compression={"layers": {"second": {"precision": 2}, "head": {"precision": 8}}},
+        export={"format": ["tflite"]},
+        fine_tuner={"loop_params": {"epochs": 0}},
+    )
+    files = {item.format: item.path for item in verdict.artifacts}
+    assert files.keys() >= {"onnx", "tflite"}
+    x = next(iter(neutrino.get_data_splits_by_name("digits", batch_size=1)["test"]))[0].numpy()
+    found = []
+    for name in ("onnx", "tflite"):
+        with ingot.load(files[name]) as loaded:
+            found += loaded.infer({tensor.name: x for tensor in loaded.inputs}).values()
+    # TFLite has no 2-bit weights, and gets 4 bits.
+    assert 1e-3 < float(np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[1])) < 0.6
+
+
+def test_an_optimizer_of_ones_own_trains(digits: nn.Module) -> None:
+    rates: list[float] = []
+
+    class Factory(neutrino.NativeOptimizerFactory):
+        def make(self, native_model: Any) -> Any:
+            rates.append(0.02)
+            return torch.optim.SGD(native_model.parameters(), lr=0.02, momentum=0.9)
+
+    search(
+        digits,
+        custom_compression={"quantization_args": {"skip_layers": None}},
+        full_trainer={"optimizer": Factory()},
+        fine_tuner={"loop_params": {"epochs": 1}},
+        delta=1,
+    )
+    assert rates
+
+
 class Folded(nn.Module):
     """A convolution without a bias, whose BatchNorm has one, and multiplies a channel by 0."""
 

@@ -47,6 +47,7 @@ FRAMEWORKS = {
     "openvino",
     "pycocotools",
     "safetensors",
+    "scipy",
     "tensorboard",
     "tensorflow",
     "tf2onnx",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from models import write
-from test_quantization_tflite import kinds
+from test_quantization_tflite import NET, kinds, operators
 
 import ingot
 from ingot.errors import InputError, ModelError, UsageError
@@ -180,6 +180,21 @@ def test_candidates_and_their_errors(
     assert (tmp_path / "float.tflite").read_bytes() == files["tflite"].read_bytes()
 
 
+def test_some_layers_compute_in_integers(candidates: TfliteCandidates, tmp_path: Path) -> None:
+    plan = {"stem": Precision(4), "pointwise": INT8, "inner/body": INT8, "hidden": Precision(8)}
+    assert candidates.effective(plan) == plan
+    out = tmp_path / "some.tflite"
+    candidates.write(plan, out)
+    assert kinds(out) == {"INT4": 1, "INT8": 3, "FLOAT32": 2}
+    found = operators(out)
+    first = found.index("QUANTIZE")
+    assert found.count("QUANTIZE") == 1
+    # Around them, weights alone are dequantized.
+    assert "DEQUANTIZE" in found[:first]
+    assert found[first + 1 :].count("CONV_2D") == 2
+    assert golden(out, tmp_path / "some.tflite") == 0
+
+
 def test_precisions_of_an_onnx_plan(
     files: dict[str, Path], candidates: TfliteCandidates, tmp_path: Path
 ) -> None:
@@ -283,3 +298,41 @@ def test_keras_and_tensorflow_to_onnx(framework: str, network: Path, tmp_path: P
     assert made.format == "onnx"
     assert before.size_bytes > 3 * made.size_bytes
     assert len(verdict.layers) == 6
+
+
+@pytest.mark.slow
+def test_a_pytorch_network_to_tflite(tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from ingot.training import fit
+
+    write(tmp_path / "data.py", DATA)
+    write(tmp_path / "net.py", NET)
+    scope: dict[str, Any] = {"__name__": "net"}
+    exec(NET, scope)
+    net = scope["build"]()
+    pictures, labels = map(torch.from_numpy, load_digits("train"))
+    batches = list(zip(pictures.split(64), labels.split(64), strict=True))
+    fit(net, {"train": batches}, {"epochs": 3, "optimizer": {"name": "SGD", "lr": 0.05}})
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    spec = spec_of(
+        tmp_path,
+        "net",
+        model={"framework": "torch", "entrypoint": "net:build", "weights": "net.safetensors"},
+        inputs=[{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}],
+        data={"splits": "data:channels_first"},
+    )
+    verdict = ingot.quantize(spec, output=tmp_path / "run", formats=("tflite",))
+    assert verdict.verdict == "met"
+    made, before = verdict.artifacts[0], verdict.reference_artifacts[0]
+    assert before.size_bytes > 3 * made.size_bytes
+    names = ["body.0", "body.3", "shortcut", "hidden", "head"]
+    assert [layer["name"] for layer in verdict.layers] == names
+    image = load_digits("test")[0][:1]
+    with ingot.load(made.path) as one, ingot.load(before.path) as two:
+        found, expected = one.infer({"image": image}), two.infer({"image": image})
+    assert np.linalg.norm(found["logits"] - expected["logits"]) < 0.1 * np.linalg.norm(
+        expected["logits"]
+    )

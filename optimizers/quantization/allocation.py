@@ -195,8 +195,8 @@ def _choose(
     rows: list[list[_Option]], objective: Array, bounds: Sequence[tuple[Array, float]]
 ) -> list[_Option]:
     """Return one option a row that minimises an objective under upper bounds (HiGHS)."""
-    optimize = import_framework("scipy.optimize", "compress")
-    sparse = import_framework("scipy.sparse", "compress")
+    optimize = import_framework("scipy.optimize", "quantize")
+    sparse = import_framework("scipy.sparse", "quantize")
     owners = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     columns = np.arange(len(owners))
     one_each = sparse.csr_array((np.ones(len(owners)), (owners, columns)))

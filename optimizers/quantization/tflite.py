@@ -48,11 +48,11 @@ def quantize_tflite(
     out: Path,
     bits: Mapping[str, int],
     calibration: Sequence[Batch] = (),
-    activations: Literal[8, 32] = 8,
+    activations: Literal[8, 32] | Mapping[str, Literal[8, 32]] = 8,
 ) -> None:
     """Write a file with quantized weights and, with 8-bit activations, integer kernels.
 
-    With ``activations=8``, layers of 8 and 4 bits compute in integers, and so do operators without
+    With 8-bit activations, layers of 8 and 4 bits compute in integers, and so do operators without
     weights that take the results of such layers only; the ranges of activations are the smallest
     and the largest value over all of ``calibration``. With 32, weights are dequantized to float32
     when the file is run. Layers of 16 bits (float16 weights) and of 32 bits compute in float32.
@@ -65,7 +65,7 @@ def quantize_tflite(
             float32.
         calibration: batches of inputs by name, for activations of 8 bits. Where the file fixes the
             batch to 1, they are run sample by sample.
-        activations: 8 or 32.
+        activations: 8 or 32, of all layers or by the layer's name; of one that is not named, 32.
 
     Raises:
         UsageError: there is no such layer, or TensorFlow Lite has no such weights for its operator.
@@ -73,7 +73,7 @@ def quantize_tflite(
         ModelError: the file is something else, quantized already, or one that the library refuses.
         MissingDependencyError: ai-edge-quantizer is not installed.
     """
-    import_framework("ai_edge_quantizer", "tflite-torch")
+    import_framework("ai_edge_quantizer", "quantize-tflite")
     label = str(path)
     content = read_tflite(path, label)
     graph = FloatGraph(content, label)
@@ -84,8 +84,8 @@ def quantize_tflite(
             f"{label}: found no layer to quantize; expected one of 4, 8 or 16 bits",
             hint=f"its layers: {', '.join(layer.name for layer in layers) or 'none'}",
         )
-    recipe = _recipe(graph, wanted, activations)
-    needs_ranges = activations == 8 and any(width in (4, 8) for width in wanted.values())
+    recipe = _recipe(graph, wanted)
+    needs_ranges = any(in_integers for _, in_integers in wanted.values())
     feeds = list(_feeds(graph, calibration)) if needs_ranges else []
     with converting(label, "ai-edge-quantizer"):
         quantized = _quantize(content, recipe, graph.signature, feeds)
@@ -94,34 +94,41 @@ def quantize_tflite(
 
 
 def _wanted(
-    layers: Sequence[TfliteLayer], bits: Mapping[str, int], activations: int, label: str
-) -> dict[str, int]:
-    """Return the bits of each operator that changes, by scope, after a look at what there is."""
-    if activations not in (8, 32):
-        raise UsageError(f"{label}: activations: found {activations} bits; expected 8 or 32")
+    layers: Sequence[TfliteLayer],
+    bits: Mapping[str, int],
+    activations: int | Mapping[str, int],
+    label: str,
+) -> dict[str, tuple[int, bool]]:
+    """Return what changes in each operator, by scope: bits, and whether it computes in integers."""
     known = {layer.name: layer for layer in layers}
+    by_name = activations if isinstance(activations, Mapping) else dict.fromkeys(bits, activations)
     for name, width in bits.items():
+        found = by_name.get(name, 32)
+        if found not in (8, 32):
+            raise UsageError(f"{label}: activations: found {found} bits; expected 8 or 32")
         if name not in known:
             raise UsageError(
                 f"{label}: no layer {name!r}",
                 hint=did_you_mean(name, known) or f"it has {', '.join(known)}",
             )
-        possible = [one for one in BITS if _is_possible(known[name].op, one, activations)]
+        possible = [one for one in BITS if _is_possible(known[name].op, one, found)]
         if width not in possible:
             raise UsageError(
                 f"{label}: layer {name!r}: found {width} bits; for {known[name].op} with"
-                f" {activations}-bit activations, tflite has weights of"
+                f" {found}-bit activations, tflite has weights of"
                 f" {', '.join(map(str, possible))} bits"
             )
-    wanted: dict[str, int] = {}
+    wanted: dict[str, tuple[int, bool]] = {}
     for layer in layers:
         width = bits.get(layer.name, 32)
-        if wanted.setdefault(layer.scope, width) != width:
+        change = (width, width < 16 and by_name.get(layer.name, 32) == 8)
+        if wanted.setdefault(layer.scope, change) != change:
             raise UsageError(
                 f"{label}: layer {layer.name!r} and another have outputs of the same name,"
-                f" {layer.scope!r}: found {wanted[layer.scope]} and {width} bits; expected the same"
+                f" {layer.scope!r}: found {wanted[layer.scope][0]} and {width} bits; expected the"
+                " same, with the same activations"
             )
-    return {scope: width for scope, width in wanted.items() if width != 32}
+    return {scope: change for scope, change in wanted.items() if change[0] != 32}
 
 
 def _is_possible(op: str, bits: int, activations: int) -> bool:
@@ -169,7 +176,7 @@ def _config(op: str, bits: int, activations: int) -> tuple[Any, Any]:
     return AlgorithmName.MIN_MAX_UNIFORM_QUANT, config
 
 
-def _recipe(graph: FloatGraph, wanted: Mapping[str, int], activations: int) -> Any:
+def _recipe(graph: FloatGraph, wanted: Mapping[str, tuple[int, bool]]) -> Any:
     """Return the library's recipe: a rule for each operator, and none for all others."""
     from ai_edge_quantizer import qtyping, recipe_manager
     from ai_edge_quantizer.quantizer import AlgorithmName
@@ -178,20 +185,21 @@ def _recipe(graph: FloatGraph, wanted: Mapping[str, int], activations: int) -> A
     in_integers: set[int] = set()  # tensors
     for operator in graph.operators:
         scope = graph.scope(operator)
-        bits = wanted.get(scope)
-        if bits is None and activations == 8:
+        bits, is_integer = wanted.get(scope, (None, False))
+        if bits is None and in_integers:
             taken = [
                 index
                 for index in operator.inputs
                 if index != -1 and graph.is_float(index) and not graph.is_constant(index)
             ]
             is_layer = graph.op(operator) in LAYERS
-            bits = 8 if taken and not is_layer and in_integers.issuperset(taken) else None
+            if taken and not is_layer and in_integers.issuperset(taken):
+                bits, is_integer = 8, True
         if bits is None:
             continue
-        if bits != 16 and activations == 8:
+        if is_integer:
             in_integers.update(index for index in operator.outputs if graph.is_float(index))
-        algorithm, config = _config(graph.op(operator), bits, activations)
+        algorithm, config = _config(graph.op(operator), bits, 8 if is_integer else 32)
         # What the library cannot quantize it leaves as it is; _wanted has looked at the layers.
         recipe.add_quantization_config(
             f"^{re.escape(scope)}$", qtyping.TFLOperationName.ALL_SUPPORTED, config, algorithm

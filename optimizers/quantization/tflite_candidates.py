@@ -59,9 +59,7 @@ class TfliteQuantLayer(QuantLayer):
 class TfliteCandidates:
     """Candidates of a TensorFlow Lite file.
 
-    A file has one kind of activations: where the plan leaves those of one layer of 8 or fewer bits
-    float, those of all layers stay float. A layer whose operator has no weights of so many bits
-    gets the next wider ones.
+    A layer whose operator has no weights of so many bits gets the next wider ones.
 
     Args:
         path: the float32 file.
@@ -120,14 +118,13 @@ class TfliteCandidates:
         return {name: row for name, row in found.items() if name in precisions}
 
     def effective(self, plan: Plan) -> dict[str, Precision]:
-        """Return what layers really get: bits that LiteRT runs, and one kind of activations."""
-        activations = _activations(plan)
+        """Return what layers really get: bits that LiteRT runs."""
         found = {}
         for layer in self._layers:
             if layer.name in plan:
-                wanted = plan[layer.name].weight
-                bits = min(it for it in possible_bits(layer, "tflite") if it >= wanted)
-                found[layer.name] = Precision(bits, activations if bits <= 8 else 32)
+                wanted = plan[layer.name]
+                bits = min(it for it in possible_bits(layer, "tflite") if it >= wanted.weight)
+                found[layer.name] = Precision(bits, wanted.activation if bits <= 8 else 32)
         return found
 
     def write(self, plan: Plan, path: Path) -> None:
@@ -196,12 +193,16 @@ class TfliteCandidates:
 
     def _write(self, plan: Plan, path: Path, feeds: Sequence[Feeds]) -> None:
         real = self.effective(plan)
-        bits = {item.node: real[item.name].weight for item in self._layers if item.name in real}
+        nodes = {layer.name: layer.node for layer in self._layers}
+        bits = {nodes[name]: precision.weight for name, precision in real.items()}
         if set(bits.values()) <= {32}:
             with replacing(path) as part:
                 shutil.copyfile(self._path, part)
             return
-        quantize_tflite(self._path, path, bits, feeds, _activations(plan))
+        activations: dict[str, Literal[8, 32]] = {
+            nodes[name]: 8 if precision.activation == 8 else 32 for name, precision in real.items()
+        }
+        quantize_tflite(self._path, path, bits, feeds, activations)
 
     def _layer(self, layer: TfliteLayer, name: str) -> TfliteQuantLayer:
         operator = next(
@@ -255,12 +256,6 @@ def _scope(layer: TfliteLayer) -> str:
         if name and _KERNELS.match(last):
             return name
     return layer.name.partition("#")[0]
-
-
-def _activations(plan: Plan) -> Literal[8, 32]:
-    """Return the bits of a file's activations; see :class:`TfliteCandidates`."""
-    kinds = {precision.activation for precision in plan.values() if not precision.is_float}
-    return 8 if kinds == {8} else 32
 
 
 def _outputs(path: Path, feeds: Sequence[Feeds]) -> list[Array]:

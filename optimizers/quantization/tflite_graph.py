@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import ModelError
 from ...frameworks.base import first_line, import_framework
 from ...frameworks.tflite import SIGNATURE, check_file
@@ -140,6 +142,9 @@ class FloatGraph:
         from ai_edge_litert.tools import flatbuffer_utils
 
         model = flatbuffer_utils.read_model_from_bytearray(content)
+        for buffer in model.buffers:
+            if isinstance(buffer.data, bytes):  # which would be packed one by one, for minutes
+                buffer.data = np.frombuffer(buffer.data, np.uint8)
         key = self.signature.encode()
         entry = next(item for item in model.signatureDefs if item.signatureKey == key)
         graph = model.subgraphs[entry.subgraphIndex]
