@@ -47,9 +47,9 @@ class PruningEnding(SearchEnding):
         self.search = search
         self.shipping = shipping
 
-    def size(self, trial: Record) -> tuple[float, ...]:
-        """Return the parameters of a trial."""
-        return (trial["parameters"],)
+    def by_size(self, trials: Sequence[Record]) -> list[Record]:
+        """Return trials by their parameters."""
+        return sorted(trials, key=lambda it: (it["parameters"], it["drop"], int(it["name"])))
 
     def saved(self, trial: Record) -> Mapping[str, Any]:
         """Save a trial in Ingot's own format only."""

@@ -13,6 +13,7 @@ from ..specs import ModelSpec
 from .models import NamedModel, tree_sha256, tree_size
 from .opened_files import callable_file, feeds_of, of_batch, opened
 from .quantize_files import QuantizedFiles
+from .quantize_layers import layers_in
 from .quantize_problem import CALIBRATION, quantize_problem
 from .quantize_result import QuantizationEnding
 from .quantize_setup import (
@@ -299,10 +300,15 @@ class _Run(SearchRun):
     def _measure(
         self, journal: Journal, files: QuantizedFiles, services: Services, budget: Budget
     ) -> Record:
+        from ..optimizers.quantization.rules import choose
         from ..optimizers.verdict import ShippedFile
 
         with services.timed("export"):
             written = files.write_float()
+        settings = self.quantization
+        # What the user asks of a layer that is not there is refused before anything is measured.
+        layers = layers_in(written[0].path, settings.format)
+        choose(layers, settings.rules, settings.is_fast, settings.format)
         given = written
         if self.against is not None:
             size, sha256 = tree_size(self.against), tree_sha256(self.against)

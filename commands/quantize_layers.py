@@ -74,8 +74,6 @@ def list_layers(
     Nothing is kept. Raises what :func:`quantize` raises of model and rules.
     """
 
-    from ..optimizers.quantization.layers import quantizable_layers
-    from ..optimizers.quantization.prepare import prepare
     from ..optimizers.quantization.rules import choose
     from ..runtime.detect import detect, expand
 
@@ -100,11 +98,22 @@ def list_layers(
                 progress=progress,
             )
             path = made.artifacts[0].path
-            if settings.format == "tflite":
-                from ..optimizers.quantization.tflite_candidates import TfliteCandidates
-
-                layers = TfliteCandidates(path, ()).layers
-            else:
-                layers = quantizable_layers(prepare(path))
+            layers = layers_in(path, settings.format)
         choice = choose(layers, settings.rules, settings.is_fast, settings.format)
         return LayerTable(named.name, layers, choice, settings.is_fast, settings.bits)
+
+
+def layers_in(path: Path, format_: str) -> tuple[QuantLayer, ...]:
+    """Return the layers of a float file that can be quantized, in the order of its graph.
+
+    Raises:
+        ModelError: the file is quantized already, or is too large.
+    """
+    if format_ == "tflite":
+        from ..optimizers.quantization.tflite_candidates import TfliteCandidates
+
+        return TfliteCandidates(path, ()).layers
+    from ..optimizers.quantization.layers import quantizable_layers
+    from ..optimizers.quantization.prepare import prepare
+
+    return quantizable_layers(prepare(path))

@@ -66,14 +66,22 @@ class QuantizationEnding(SearchEnding):
         self._files = files
         self._cpu = cpu
 
-    def size(self, trial: Record) -> tuple[float, ...]:
-        """Return the bits of a weight, layers with float activations, and bytes of a trial.
+    def by_size(self, trials: Sequence[Record]) -> list[Record]:
+        """Return trials by the bytes of their files.
 
-        A layer without quantized activations takes some bytes less, as it has fewer nodes, and is
-        slower by far: nobody wants that for these bytes.
+        Of those that are little larger than the smallest, the one with most quantized activations
+        comes first: without them a file has fewer nodes, and is slower by far.
         """
-        is_float = [precision.endswith("a32") for precision in trial["plan"].values()]
-        return trial["bits"], sum(is_float), trial["size_bytes"]
+        from ..optimizers.quantization.search import LITTLE_LARGER
+
+        def order(trial: Record) -> tuple[float, ...]:
+            size = trial["size_bytes"]
+            floats = sum(precision.endswith("a32") for precision in trial["plan"].values())
+            is_near = size <= LITTLE_LARGER * smallest
+            return (not is_near, floats if is_near else 0, size, trial["drop"], int(trial["name"]))
+
+        smallest = min((trial["size_bytes"] for trial in trials), default=0)
+        return sorted(trials, key=order)
 
     def saved(self, trial: Record) -> Mapping[str, Any]:
         """Save the file that was measured."""
@@ -183,8 +191,11 @@ class QuantizationEnding(SearchEnding):
         for layer in self._made.candidates.layers:
             precision = real.get(layer.name, FLOAT)
             reason = self._choice.reasons.get(layer.name)
-            if reason is None and precision != plan.get(layer.name, FLOAT):
-                reason = "no integer kernel takes its activations"
+            wanted = plan.get(layer.name, FLOAT)
+            if precision.weight != wanted.weight:
+                reason = f"the format has no {wanted.weight} bits for it"
+            elif precision != wanted:
+                reason = reason or "no integer kernel takes its activations"
             found.append(
                 {
                     "index": layer.index,

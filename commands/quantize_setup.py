@@ -110,15 +110,23 @@ def settings_of(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSettin
     """
     from ..optimizers.quantization.trials import QuantizationSettings
 
+    formats = formats_of(spec, options)
+    rules = rules_of(spec, options)
+    for name, bits in rules.layers.items():
+        if bits == 2 and "tflite" in formats:
+            raise UsageError(
+                f"layer {name!r}: found 2 bits, which tflite has no type for; expected 4, 8, 16 or"
+                " 32",
+                hint="--format onnx has 2 bits",
+            )
     stages = spec.optimization
     stage = next((item for item in stages if item.mode == "quantization"), stages[0])
     target = options.target or ("latency" if stage.mode == "latency" else "size")
-    rules = rules_of(spec, options)
     return QuantizationSettings(
         target,
         stage.delta if options.delta is None else options.delta,
         rules,
-        formats_of(spec, options)[0],
+        formats[0],
         options.calibration or CALIBRATION,
         _epochs(spec, options),
         options.reduce_range,

@@ -82,8 +82,8 @@ class SearchEnding(ABC):
         """Measure a file on a split."""
 
     @abstractmethod
-    def size(self, trial: Record) -> tuple[float, ...]:
-        """Return what ``--target size`` makes smaller, of a trial; the first number counts most."""
+    def by_size(self, trials: Sequence[Record]) -> list[Record]:
+        """Return trials, the one that ``--target size`` asks for first."""
 
     def warnings(self) -> Sequence[str]:
         """Return what the user should know."""
@@ -132,13 +132,11 @@ class SearchEnding(ABC):
 
     def _accepted(self) -> list[Record]:
         """Return the trials within delta, the smallest, or fastest, first."""
-        is_fast = self.settings.target == "latency"
         found = [trial for trial in self.trials() if trial["status"] == "accepted"]
-
-        def cost(trial: Record) -> tuple[float, ...]:
-            return (trial["latency_ms"],) if is_fast else self.size(trial)
-
-        return sorted(found, key=lambda trial: (cost(trial), trial["drop"], int(trial["name"])))
+        if self.settings.target == "latency":
+            by_time = [(trial["latency_ms"], trial["drop"], int(trial["name"])) for trial in found]
+            return [trial for _, trial in sorted(zip(by_time, found, strict=True), key=_first)]
+        return self.by_size(found)
 
     def reference(self) -> Record:
         """Return what was measured of the reference's files."""
@@ -275,6 +273,10 @@ class SearchEnding(ABC):
             warnings=tuple(self.warnings()),
             **self.extra(best),
         )
+
+
+def _first(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
 
 
 def comparison_values(found: Comparison) -> dict[str, Any]:

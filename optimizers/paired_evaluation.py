@@ -79,10 +79,11 @@ def evaluate_beside(
         reference: what it is compared with.
         evaluate: measures the candidate on some batches.
         loader: the whole split.
-        limit: the largest drop that is of use.
+        limit: the largest drop that is of use; infinite where any is, and then all is measured at
+            once, with all metrics.
     """
     metric, before, order = reference.metric, reference.per_sample, reference.order
-    if before is None or order is None:
+    if before is None or order is None or math.isinf(limit):
         found = evaluate(loader)
         results = found.per_sample.get(metric.key)
         metrics = json_values(found.metrics)

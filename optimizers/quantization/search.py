@@ -18,6 +18,10 @@ _LONGER = 2.0
 """A trained candidate whose drop is up to this many times delta is trained once more."""
 _SMALLER = 0.97
 """Part of the bytes of what was found below which another candidate is worth a training."""
+LITTLE_LARGER = 1.25
+"""Quantized activations may make a file larger by this factor: they are what makes it fast."""
+_MOSTLY_NODES = 0.4
+"""Part of a file that is no weight from which on weights alone are tried."""
 _CLOSE = 1.05
 """Two noises whose ratio is at most this are as good as the same."""
 _BOLD = 2 / 3
@@ -111,6 +115,16 @@ class QuantizationSearch:
             best = self._raise_layers(base)
         if best is not None and self.settings.is_fast:
             self._leave_slow_kinds(best)
+        elif best is not None:
+            self._try_weights_only(best)
+
+    def _try_weights_only(self, best: Plan) -> None:
+        """Leave all activations float where their nodes are what most of a small file is."""
+        found = self._last_with(best)
+        plan = {name: Precision(value.weight) for name, value in best.items()}
+        structure = found["size_bytes"] - self._bytes(best)
+        if plan != best and structure > _MOSTLY_NODES * found["size_bytes"]:
+            self.trials.make(plan)
 
     def _raise_layers(self, base: dict[str, Precision]) -> Plan | None:
         """Give layers a higher precision, the most sensitive first, as few as delta asks for."""
