@@ -2,15 +2,16 @@
 
     python benchmarks/bench_quantize.py [PART]...
 
-Parts ``digits`` (the default, with ``speed``), ``resnet20``, ``vgg11`` and ``mobilenet_v2``
-quantize one ONNX file with both tools, with the same samples to calibrate on and to evaluate on,
+Parts ``digits`` and ``digits-depthwise`` (the default, with ``speed``), ``digits-mobilenet_v2``,
+``resnet20``, ``vgg11`` and ``mobilenet_v2`` quantize one ONNX file with both tools, with the same samples to calibrate on and to evaluate on,
 for a delta of 0.5 and of 0.1: whole processes, one thread each; every sample that goes through the
 evaluation function is counted, and all files are measured by one function at the end. NNCF lives in
 an environment of its own: ``INGOT_NNCF_PYTHON`` is the path of its Python.
 
 ``speed`` times the int8 files of a ResNet-18 (224 pixels) and of ResNet-20. ``mixed`` quantizes
 ResNet-20 to 2, 4 and 8 bits with training. ``optimize`` and ``optimize-resnet20`` compare
-``ingot optimize`` with ``compress`` and ``quantize`` alone.
+``ingot optimize`` with ``compress`` and ``quantize`` alone; ``INGOT_BENCH_BITS`` (``mixed``) are
+the bits of the latter two.
 
 CIFAR-10 and ResNet-20 come from ``INGOT_SHARED``. ``INGOT_BENCH_EPOCHS`` is for how long VGG-11 and
 MobileNetV2 are trained first, ``INGOT_BENCH_FOLDER`` where that is kept, ``INGOT_BENCH_DELTAS`` and
@@ -44,11 +45,12 @@ HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("INGOT_SHARED", HERE.parent.parent / "shared"))
 NNCF_PYTHON = os.environ.get("INGOT_NNCF_PYTHON")
 DELTAS = tuple(map(float, os.environ.get("INGOT_BENCH_DELTAS", "0.5 0.1").split()))
+BITS = os.environ.get("INGOT_BENCH_BITS", "mixed")
 CALIBRATION = 256
 TIME_TARGET = SAMPLES_TARGET = 0.25
 SPEED_TARGETS = {"resnet18": 2.8, "resnet20": 1.8}
 SIZE_TARGET, MIXED_TARGET, OPTIMIZE_TARGET = 3.8, 8.0, 1.5
-DIGITS_CODE = """
+DATA_CODE = """
 import numpy as np
 import torch
 from torch import nn
@@ -66,6 +68,9 @@ def loaders():
         "test": ArrayInputter((images[1200:], labels[1200:]), **options),
     }
 
+"""
+NETWORKS = {
+    "digits": """
 def build(widths=(16,) * 4 + (32,) * 4 + (64,) * 5):
     # 13 convolutions, with batch normalization.
     layers, width = [], 1
@@ -75,7 +80,15 @@ def build(widths=(16,) * 4 + (32,) * 4 + (64,) * 5):
         layers += [nn.ReLU()]
         width = wider
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
-"""
+""",
+    "digits-depthwise": (HERE / "digits_network.py").read_text(),
+    "digits-mobilenet_v2": """
+from ingot.zoo import get_model_by_name
+
+def build():
+    return get_model_by_name("mobilenet_v2", "digits")
+""",
+}
 INGOT = "import sys; from ingot.cli import main; sys.exit(main())"
 
 
@@ -141,8 +154,8 @@ def trained_spec(name: str, folder: Path) -> Path:
 
     import ingot
 
-    if name == "digits":
-        (folder / "net.py").write_text(DIGITS_CODE)
+    if name.startswith("digits"):
+        (folder / "net.py").write_text(DATA_CODE + NETWORKS[name])
         optimizer = {"name": "SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
         spec = classifier(
             (1, 8, 8),
@@ -400,8 +413,8 @@ def optimize(name: str, folder: Path) -> list[Row]:
     size, told = {}, {}
     for command, more in {
         "compress": (*epochs, "--format", "onnx"),
-        "quantize": ("--bits", "8"),
-        "optimize": (*epochs, "--bits", "8"),
+        "quantize": (*epochs, "--bits", BITS),
+        "optimize": (*epochs, "--bits", BITS),
     }.items():
         output = folder / f"run-{command}"
         process, verdict = search(
@@ -432,7 +445,7 @@ def main() -> None:
     """Run the parts that are named, and print the tables."""
     kept = os.environ.get("INGOT_BENCH_FOLDER")
     whole = Path(kept or tempfile.mkdtemp(prefix="ingot-bench-quantize-"))
-    for part in sys.argv[1:] or ("digits", "speed"):
+    for part in sys.argv[1:] or ("digits", "digits-depthwise", "speed"):
         folder = whole / f"quantize-{part}"
         folder.mkdir(parents=True, exist_ok=True)
         if part == "speed":
@@ -441,7 +454,7 @@ def main() -> None:
             mixed(folder)
         elif part in ("optimize", "optimize-resnet20", "optimize-vgg11"):
             optimize(part.partition("-")[2] or "digits", folder)
-        elif part != "digits" and not SHARED.is_dir():
+        elif part not in NETWORKS and not SHARED.is_dir():
             print(f"== {part}: skipped, as INGOT_SHARED has no CIFAR-10")
         else:
             against_nncf(part, folder)

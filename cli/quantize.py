@@ -147,4 +147,5 @@ def command(
         check_depfile(depfile)
     with searching(settings) as (progress, watch):
         verdict = quantize(model, wanted, overrides=overrides, progress=progress, watch=watch)
-    return deliver(settings, verdict, model, depfile, overrides)
+    reads = () if wanted.data is None else (wanted.data,)
+    return deliver(settings, verdict, model, depfile, overrides, reads)

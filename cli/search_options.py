@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import reduce
 from pathlib import Path
@@ -137,18 +137,23 @@ def searching(settings: Settings) -> Iterator[tuple[Progress, Watch | None]]:
 
 
 def deliver(
-    settings: Settings, verdict: Verdict, model: Path, depfile: Path | None, overrides: Any
+    settings: Settings,
+    verdict: Verdict,
+    model: Path,
+    depfile: Path | None,
+    overrides: Any,
+    reads: Sequence[Path] = (),
 ) -> int:
     """Print a verdict, write what others read, and return the exit code."""
     from ..commands.search_outputs import write_depfile, write_step_summary
     from .console_search import print_verdict
 
     document = verdict.to_dict()
-    if depfile is not None:
-        write_depfile(depfile, verdict, model, overrides)
     if settings.json:
         settings.print_json(document)
     else:
         print_verdict(document)
     write_step_summary(document)
+    if depfile is not None:
+        write_depfile(depfile, verdict, model, overrides, reads)
     return verdict.exit_code

@@ -88,11 +88,20 @@ def feeds_of(problem: Problem, path: Path, batches: Iterable[Any], samples: int)
     return found
 
 
-def of_batch(feeds: Sequence[Feeds], batch_size: int) -> Feeds:
-    """Return inputs of exactly so many samples, repeated where there are fewer."""
+def of_batch(feeds: Sequence[Feeds], batch_size: int, path: Path) -> Feeds:
+    """Return inputs of exactly so many samples, repeated where there are fewer.
+
+    Args:
+        feeds: inputs of a file.
+        batch_size: samples; a file that takes batches of one size only gets that size.
+        path: the file.
+    """
     import numpy as np
 
     first = feeds[0]
+    with callable_file(path) as model:
+        if model.has_fixed_batch:
+            return first
     count = len(next(iter(first.values())))
     chosen = np.arange(batch_size) % count
     return {name: np.ascontiguousarray(array[chosen]) for name, array in first.items()}

@@ -18,17 +18,19 @@ from .compress import compress
 from .compress_setup import CompressOptions
 from .models import tree_sha256, tree_size
 from .quantize import quantize
-from .quantize_setup import Bits, QuantizeOptions
+from .quantize_setup import Bits, QuantizeOptions, rules_of
 from .search_folder import REPORT, VERDICT, run_folder
 from .search_run import Progress, Watch
-from .shipping import OPTIMIZED
+from .shipping import OPTIMIZED, OWN_FORMAT
 
 if TYPE_CHECKING:
-    from ..optimizers.journal import Record
+    from ..optimizers.journal import Journal, Record
     from ..optimizers.verdict import ShippedFile, Verdict
 
 MOST_QUANTIZED = 3
 """Pruned candidates that are quantized, the smallest first, and after them the reference."""
+_SHARE = 0.7
+"""Part of a cap of time that pruning gets."""
 PRUNED, QUANTIZED = "compress", "quantize"
 """Folders of the searches in that of the run."""
 
@@ -126,44 +128,78 @@ class _Optimization:
         self.started = time.monotonic()
 
     def run(self) -> Verdict:
-        self._prepare()
+        from ..optimizers.journal import JOURNAL, Journal, holder_of
+
+        self._refuse()
+        if self.options.fresh and holder_of(self.folder) is None:
+            for path in sorted(self.folder.glob(f"{QUANTIZED}-*")):
+                if (path / JOURNAL).exists():
+                    shutil.rmtree(path)
+            for name in (JOURNAL, VERDICT, REPORT):
+                (self.folder / name).unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with Journal(self.folder) as journal:  # which another process cannot open meanwhile
+            if journal.find("run") is None:
+                self._begin(journal)
+            verdict = self._search()
+            journal.append("verdict", result="", document=verdict.to_dict())
+        return verdict
+
+    def _begin(self, journal: Journal) -> None:
+        from ..optimizers.run_key import tool_versions
+
+        stage, options = self.spec.optimization[0], self.options
+        journal.append(
+            "run",
+            format=1,
+            command="optimize",
+            model=self.spec.name,
+            target="latency" if self._is_fast() else "size",
+            delta=stage.delta if options.delta is None else options.delta,
+            settings={"bits": options.bits or "8", "level": options.level or stage.level},
+            seed=options.seed,
+            versions=tool_versions(),
+            started=time.time(),
+        )
+
+    def _search(self) -> Verdict:
         pruned = self._compress()
         if pruned.verdict == "interrupted":
             return self._deliver(pruned, [pruned], None)
-        best: Verdict | None = None
+        best = pruned
         verdicts = [pruned]
         for name, spec, parameters in self._candidates(pruned):
-            if best is not None and not self._may_win(parameters, best):
+            left = self._seconds_left()
+            if not self._may_win(parameters, best) or (left is not None and left <= 0):
                 break
             self.report(f"quantizing {'the reference' if not name else f'candidate {name}'}")
             found = self._quantize(name or "reference", spec, pruned)
             verdicts.append(found)
             if found.verdict == "interrupted":
                 return self._deliver(found, verdicts, best)
-            if best is None or self._is_better(found, best):
+            if self._rank(found) < self._rank(best):
                 best = found
-        assert best is not None
         return self._deliver(best, verdicts, best)
 
-    def _prepare(self) -> None:
-        """Remove an earlier run when asked to, and refuse to write over what is not ours.
+    def _refuse(self) -> None:
+        """Refuse to write over what is not ours, or to go on without being asked to.
 
         Raises:
+            UsageError: the folder holds an earlier run, and neither way on was asked for.
             OutputExistsError: files lie there that no run of this folder wrote.
         """
         from ..optimizers.journal import JOURNAL
 
         if not self.folder.is_dir():
             return
-        if (self.folder / PRUNED / JOURNAL).exists():
-            if self.options.fresh:
-                for path in sorted(self.folder.glob(f"{QUANTIZED}-*")):
-                    if (path / JOURNAL).exists():
-                        shutil.rmtree(path)
-                for name in (VERDICT, REPORT):
-                    (self.folder / name).unlink(missing_ok=True)
-            return
-        for path in sorted(self.folder.iterdir()):
+        is_ours = (self.folder / JOURNAL).exists()
+        if is_ours and not (self.options.resume or self.options.fresh):
+            raise UsageError(
+                f"{self.folder}: holds the journal of an earlier search; expected --resume or"
+                " --fresh",
+                hint="--resume goes on with it, --fresh removes it and starts over",
+            )
+        for path in () if is_ours else sorted(self.folder.iterdir()):
             if path.name.startswith(OPTIMIZED) or path.name in (VERDICT, REPORT):
                 raise OutputExistsError(
                     f"{path}: is there already, and no search in {self.folder} wrote it",
@@ -174,7 +210,10 @@ class _Optimization:
         folder = self.folder / PRUNED
         options = self._shared(CompressOptions, folder)
         target = "latency" if self._is_fast() else "size"
-        options = replace(options, target=target, formats=("onnx",))
+        most = self.options.max_seconds
+        # What is left is for quantization, which takes far less.
+        share = None if most is None else _SHARE * most
+        options = replace(options, target=target, formats=("onnx",), max_seconds=share)
         return compress(
             self.path,
             options,
@@ -222,7 +261,7 @@ class _Optimization:
 
     def _seconds_left(self) -> float | None:
         most = self.options.max_seconds
-        return None if most is None else max(1.0, most - (time.monotonic() - self.started))
+        return None if most is None else most - (time.monotonic() - self.started)
 
     def _candidates(self, pruned: Verdict) -> list[tuple[str, ModelSpec, int]]:
         """Return what is quantized: name of the trial, spec, parameters; the reference comes last.
@@ -270,24 +309,25 @@ class _Optimization:
 
     def _may_win(self, parameters: int, best: Verdict) -> bool:
         """Whether a larger network can still become a smaller file."""
-        if best.verdict != "met" or best.optimized is None:
+        if best.verdict != "met" or best.optimized is None or best.command == "compress":
             return True
         if self._is_fast():
             return False
-        least = {"8": 8, "4": 4}.get(self.options.bits or "8", 2)
+        rules = rules_of(self.spec, QuantizeOptions(bits=self.options.bits))
+        least = {"8": 8, "4": 4}.get(rules.bits, 2)
         weights = sum(it["parameters"] * it["weight_bits"] for it in best.layers or ()) / 8
+        weights = weights or 4 * (best.optimized.parameters or 0)
         # Names and structure take what they take, whatever the network weighs.
         return parameters * least / 8 < weights
-
-    def _is_better(self, found: Verdict, best: Verdict) -> bool:
-        return self._rank(found) < self._rank(best)
 
     def _rank(self, verdict: Verdict) -> tuple[bool, float]:
         optimized = verdict.optimized
         if verdict.verdict != "met" or optimized is None:
             return True, math.inf if verdict.drop is None else verdict.drop
-        cost = optimized.latency_ms if self._is_fast() else optimized.size_bytes
-        return False, math.inf if cost is None else float(cost)
+        if not self._is_fast():
+            return False, float(optimized.size_bytes)
+        # Milliseconds of two moments do not compare; ratios to one reference do.
+        return False, 1 / (verdict.ratio("latency_ms") or math.nan)
 
     def _deliver(
         self, ended: Verdict, verdicts: Sequence[Verdict], best: Verdict | None
@@ -350,7 +390,7 @@ class _Optimization:
 
     def _copied(self, item: ShippedFile) -> ShippedFile:
         path = self.folder / item.path.name
-        if not path.name.startswith(OPTIMIZED) or item.path.is_dir():
+        if item.format == OWN_FORMAT or item.path.is_dir():  # names its files beside itself
             return item
         with replacing(path) as part:
             shutil.copyfile(item.path, part)

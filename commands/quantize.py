@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SpecError
+from ..errors import SpecError, UsageError
 from ..specs import ModelSpec
 from .models import NamedModel, tree_sha256, tree_size
 from .opened_files import callable_file, feeds_of, of_batch, opened
@@ -157,6 +157,12 @@ class _Run(SearchRun):
         problem.split(evaluation.eval_split, "evaluation.eval_split")
         if evaluation.confirm_split is not None:
             problem.split(evaluation.confirm_split, "evaluation.confirm_split")
+        if "train" in (evaluation.eval_split, evaluation.confirm_split):
+            raise SpecError(
+                f"{problem.label}: activations are calibrated on the split 'train'; expected"
+                " another one to measure on",
+                hint="--eval-split test",
+            )
         if "train" not in problem.splits:
             raise SpecError(
                 f"{problem.label}: there is no calibration data: the data has no split 'train',"
@@ -167,10 +173,17 @@ class _Run(SearchRun):
         self._found_feeds: Sequence[Any] = ()
         super().__init__(problem, settings, 0, options, report, watch, live)
 
+    def reads(self) -> Sequence[Path]:
+        """Return files that the search reads, and which are in no spec."""
+        given = (self.options.data, self.against)
+        return tuple(path.expanduser() for path in given if path is not None)
+
     def identity(self) -> dict[str, Any]:
         """Return what has to be the same when the search is resumed, by kind."""
+        from ..frameworks.onnx import external_data_files
         from ..optimizers.run_key import (
             code_files,
+            hash_batches,
             hash_data,
             hash_model,
             hash_of,
@@ -181,19 +194,24 @@ class _Run(SearchRun):
         problem, options = self.problem, self.options
         source = problem.source
         files = [path for path in (source.path, source.weights) if path is not None]
+        if source.framework == "onnx" and source.path is not None:
+            files += [source.path.parent / name for name in external_data_files(source.path)]
         told = [tree_sha256(path) for path in (*files, *code_files(source.code_root))]
         data = hash_data(
             problem.splits, self.settings.eval_split, problem.seed, problem.spec.run_key
         )
         if self.live is not None:
             told += [hash_model(self.live.network, None), hash_of(self.live.identity())]
+        timing = (options.batch_size, options.threads) if self.quantization.is_fast else None
+        if data is not None and problem.spec.run_key is None:
+            data = hash_of([data, hash_batches(self._calibration())])
         against = None if self.against is None else tree_sha256(self.against)
         return {
             "command": self.command,
             "model": hash_of([told, source.entrypoint_kwargs, source.recipe]),
             "spec": hash_spec(problem.spec),
             "data": data,
-            "options": hash_of([asdict(self.quantization), options.device, against]),
+            "options": hash_of([asdict(self.quantization), options.device, against, timing]),
             "versions": tool_versions(),
         }
 
@@ -251,9 +269,14 @@ class _Run(SearchRun):
         path = Path(record["float_files"][0]["path"])
         with services.timed("other"):
             files.feeds = self._feeds(path)
-            self._timed_feeds = of_batch(files.feeds, self.options.batch_size)
+            self._timed_feeds = of_batch(files.feeds, self.options.batch_size, path)
             candidates = self._candidates(journal, path, files)
         choice = choose(candidates.layers, settings.rules, settings.is_fast, settings.format)
+        if not choice.free and all(precision.is_float for precision in choice.fixed.values()):
+            raise UsageError(
+                f"{self.problem.label}: the rules leave all layers float; expected one to quantize",
+                hint="--list-layers says why each one stays",
+            )
         budget.spend(1)
         trials = Trials(candidates, reference, settings, journal, budget, services)
         is_low = settings.bits != "8" or any(item.weight < 8 for item in choice.fixed.values())
@@ -344,21 +367,24 @@ class _Run(SearchRun):
         from ..frameworks import ModelSource
         from ..training.profile import profile_source
 
-        feed = of_batch(self._feeds(path), 1)
+        feed = of_batch(self._feeds(path), 1, path)
         source = ModelSource(framework, path.name, None, None, path)
         found = profile_source(source, feed, feed, runs=1, warm_up=0).complexity
         return found.parameters, found.matrix_macs
 
-    def _feeds(self, path: Path) -> Sequence[Any]:
-        """Return what activations are calibrated on, as inputs of the reference."""
+    def _calibration(self) -> list[Any]:
+        """Return the batches that activations are calibrated on."""
         from ..optimizers.pruning.samples import calibration_batches
 
+        settings = self.quantization
+        return calibration_batches(self.problem, settings.seed, settings.calibration)
+
+    def _feeds(self, path: Path) -> Sequence[Any]:
+        """Return what activations are calibrated on, as inputs of the reference."""
         if self._found_feeds:
             return self._found_feeds
-        settings = self.quantization
-        samples = settings.calibration
-        batches = calibration_batches(self.problem, settings.seed, samples)
-        feeds = feeds_of(self.problem, path, batches, samples)
+        samples = self.quantization.calibration
+        feeds = feeds_of(self.problem, path, self._calibration(), samples)
         self._found_feeds = feeds
         return feeds
 

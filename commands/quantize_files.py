@@ -11,13 +11,14 @@ from ..runtime.atomic import replacing
 from ..specs import ModelSpec
 from .export import export
 from .models import NamedModel
-from .opened_files import opened
+from .opened_files import of_batch, opened
 from .shipping import GOLDEN, OPTIMIZED, REFERENCE
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..exporters.variants import Mode
+    from ..frameworks import ModelSource
     from ..optimizers.quantization.layers import QuantLayer
     from ..optimizers.quantization.plan import Plan
     from ..optimizers.verdict import ShippedFile
@@ -29,11 +30,20 @@ if TYPE_CHECKING:
 _GOLDEN_SAMPLES = 2
 
 
-def mode_of(format_: str, framework: str) -> Mode:
-    """Return which file of a format is quantized: of free sizes, where the converter leaves any."""
+def mode_of(format_: str, source: ModelSource) -> Mode:
+    """Return which file of a format is quantized: of free sizes, where there are any."""
     from ..exporters import FORMATS
+    from ..frameworks import LoadOptions, open_model
 
-    return "both" if framework in FORMATS[format_].static_sources else "dynamic"
+    if source.framework in FORMATS[format_].static_sources:
+        return "both"
+    inputs = source.inputs
+    if inputs is None and source.framework == "onnx":
+        model = open_model(source, LoadOptions(threads=1))
+        inputs = model.inputs
+        model.close()
+    sizes = [size for tensor in inputs or () for size in tensor.shape or ()]
+    return "both" if sizes and all(isinstance(size, int) for size in sizes) else "dynamic"
 
 
 class QuantizedFiles:
@@ -97,7 +107,7 @@ class QuantizedFiles:
                 name,
                 self._exports,
                 precision="fp32",
-                mode=mode_of(name, self.problem.source.framework),
+                mode=mode_of(name, self.problem.source),
                 bn_fusion=self.problem.spec.bn_fusion,
                 name=self.stem,
                 force=True,
@@ -150,7 +160,7 @@ class QuantizedFiles:
         golden = None if given is None else given.inputs
         if golden is None:
             golden = self.folder / GOLDEN
-            first = {name: array[:_GOLDEN_SAMPLES] for name, array in self.feeds[0].items()}
+            first = of_batch(self.feeds, _GOLDEN_SAMPLES, path)
             with replacing(golden) as part:
                 part.write_bytes(dump_npz(first))
         test = TestSection(inputs=golden)

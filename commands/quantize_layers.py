@@ -91,7 +91,7 @@ def list_layers(
                 settings.format,
                 folder,
                 precision="fp32",
-                mode=mode_of(settings.format, named.source.framework),
+                mode=mode_of(settings.format, named.source),
                 name="layers",
                 trust_code=wanted.trust_code,
                 evaluate=False,

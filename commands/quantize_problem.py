@@ -111,7 +111,7 @@ def _problem(named: NamedModel, data: Path, calibration: int, device: Device, se
                 problem.evaluation = evaluation_of_task(task, TorchForwardPass(pattern))
         else:
             targets = _expected(loaded, dict(zip(names, inputs, strict=True)))
-            problem.evaluation = AgreementEvaluation()
+            problem.evaluation = AgreementEvaluation(float(targets.std()))
     finally:
         loaded.close()
     pattern = (*range(count), "_")

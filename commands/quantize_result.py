@@ -101,7 +101,9 @@ class QuantizationEnding(SearchEnding):
         name = trial["name"]
         record = self.journal.find("shipped", name, result=self.key)
         if record is not None:
+            self.budget.spend(record["evaluations"])
             return record
+        before = self.budget.evaluations
         files = self._write(trial)
         services = self._made.services
         metrics, drop, interval = trial["metrics"], trial["drop"], trial["drop_interval"]
@@ -128,6 +130,7 @@ class QuantizationEnding(SearchEnding):
             latency=comparison_values(times),
             confirmed=confirmed,
             plan=trial["plan"],
+            evaluations=self.budget.evaluations - before,
             elapsed=self.budget.elapsed,
         )
 
@@ -164,11 +167,9 @@ class QuantizationEnding(SearchEnding):
         from ..optimizers.cpu import may_saturate
 
         found = list(super().warnings())
+        shipped = [it for it in self.journal.records if it["kind"] == "shipped"]
         integers = any(
-            precision.endswith("a8")
-            for trial in self.trials()
-            if trial["status"] == "accepted"
-            for precision in trial["plan"].values()
+            precision.endswith("a8") for it in shipped[-1:] for precision in it["plan"].values()
         )
         if integers and not self.settings.reduce_range and may_saturate(dict(self._cpu)):
             found.append(INT8_SATURATES)
@@ -237,7 +238,7 @@ class QuantizationEnding(SearchEnding):
         }
 
     def _copy(self, trial: Record) -> Path:
-        source = self._made.path(trial["name"])
+        source = self._made.restored(trial)
         path = self._files.path(OPTIMIZED, source.suffix)
         with replacing(path) as part:
             shutil.copyfile(source, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,17 @@ def run_folder(
     return home / "runs" / f"{command}-{name}-{key[:12]}"
 
 
-def prepare_folder(folder: Path, resume: bool, fresh: bool, problem: Problem) -> None:
+def prepare_folder(
+    folder: Path, resume: bool, fresh: bool, problem: Problem, reads: Sequence[Path] = ()
+) -> None:
     """Make the folder of a run, and remove an earlier run when asked to.
+
+    Args:
+        folder: of the run.
+        resume: go on with a search.
+        fresh: remove a search, and start over.
+        problem: what is searched.
+        reads: further files that the search reads.
 
     Raises:
         UsageError: it holds one and neither ``resume`` nor ``fresh`` is given, or something else
@@ -48,7 +58,7 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool, problem: Problem) ->
     spec, source = problem.spec, problem.source
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: found a file; expected a folder")
-    for path in (spec.path, source.path, source.weights, *_golden(spec)):
+    for path in (spec.path, source.path, source.weights, *_golden(spec), *reads):
         if path is not None and path.resolve().parent == folder.resolve() and _is_own(path.name):
             raise UsageError(
                 f"-o {folder}: the search would replace {path.name}, which it reads",

@@ -30,22 +30,42 @@ def check_depfile(path: Path) -> None:
         raise UsageError(f"--depfile: {path}: its folder does not exist, or cannot be written to")
 
 
-def write_depfile(path: Path, verdict: Verdict, spec: Path, overrides: Sequence[str]) -> None:
-    """Write a rule for Make: the verdict depends on the spec, its code and its weights.
+def write_depfile(
+    path: Path,
+    verdict: Verdict,
+    model: Path,
+    overrides: Sequence[str],
+    reads: Sequence[Path] = (),
+) -> None:
+    """Write a rule for Make: the verdict depends on the model, its code, weights and data.
+
+    Args:
+        path: the file.
+        verdict: what depends.
+        model: a spec, a package or a model file.
+        overrides: ``key.path=value`` changes of the spec.
+        reads: further files that were read.
 
     Raises:
         UsageError: it cannot be written, or Make cannot say a name.
     """
     from ..optimizers.run_key import code_files
     from ..reports.depfile import depfile
+    from ..runtime.detect import detect
     from ..runtime.sources import source_from_spec
     from ..specs import load_spec
     from .search_folder import VERDICT
 
-    loaded = load_spec(spec, overrides)
-    source = source_from_spec(loaded)
-    files = [spec, *code_files(source.code_root)]
-    files += [found for found in (source.weights, loaded.problem) if found is not None]
+    files = [model]
+    if detect(model) == "spec":
+        loaded = load_spec(model, overrides)
+        source = source_from_spec(loaded)
+        files += code_files(source.code_root)
+        found = (source.path, source.weights, loaded.problem)
+        files += [file for file in found if file is not None]
+    elif model.is_dir():
+        files = sorted(file for file in model.rglob("*") if file.is_file())
+    files += reads
     here = Path.cwd()
     named = [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
     target = verdict.run_dir / VERDICT

@@ -46,6 +46,7 @@ class Baseline:
         early: whether candidates can be sent away after part of the split.
         seconds: that the evaluation took.
         metrics: all of them, by name.
+        is_binary: each sample gives 0 or 1.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Baseline:
     early: bool
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    is_binary: bool = True
 
 
 def measure_reference(problem: Problem, model: Any, eval_split: str) -> tuple[Baseline, Any]:
@@ -101,7 +103,8 @@ def measure_reference(problem: Problem, model: Any, eval_split: str) -> tuple[Ba
     if scale is not None and results is not None:
         value = Metric(key, scale=scale).mean(results)
     metrics = {**json_values(found.metrics), key: value}
-    return Baseline(key, value, scale, samples, early, seconds, metrics), results
+    is_binary = results is not None and bool(((results == 0) | (results == 1)).all())
+    return Baseline(key, value, scale, samples, early, seconds, metrics, is_binary), results
 
 
 def metric_of(problem: Problem, baseline: Baseline, delta: float) -> Metric:
@@ -116,7 +119,7 @@ def metric_of(problem: Problem, baseline: Baseline, delta: float) -> Metric:
 
     metric = Metric(baseline.key, problem.spec.evaluation.higher_is_better, baseline.scale)
     _check_delta(problem, delta, baseline.value, metric.key)
-    _warn(problem, delta, metric, baseline.value, baseline.samples)
+    _warn(problem, delta, metric, baseline)
     return metric
 
 
@@ -169,12 +172,13 @@ def _check_delta(problem: Problem, delta: float, value: float, key: str) -> None
         )
 
 
-def _warn(problem: Problem, delta: float, metric: Any, value: float, samples: int) -> None:
+def _warn(problem: Problem, delta: float, metric: Any, baseline: Baseline) -> None:
     from ..optimizers.statistics import smallest_drop
 
     log, spec = logging.getLogger("ingot"), problem.spec
+    value, samples = baseline.value, baseline.samples
     least = smallest_drop(metric, samples)
-    if least is not None and 0 < delta < least:
+    if least is not None and baseline.is_binary and 0 < delta < least:
         log.warning(
             "delta %g is finer than %d samples can show: the smallest drop is %.3g",
             delta,

@@ -134,7 +134,11 @@ class SearchEnding(ABC):
         """Return the trials within delta, the smallest, or fastest, first."""
         found = [trial for trial in self.trials() if trial["status"] == "accepted"]
         if self.settings.target == "latency":
-            by_time = [(trial["latency_ms"], trial["drop"], int(trial["name"])) for trial in found]
+            # Milliseconds of two moments do not compare; ratios to one reference do.
+            by_time = [
+                (it.get("latency_ratio") or it["latency_ms"], it["drop"], int(it["name"]))
+                for it in found
+            ]
             return [trial for _, trial in sorted(zip(by_time, found, strict=True), key=_first)]
         return self.by_size(found)
 

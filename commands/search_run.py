@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -118,6 +118,10 @@ class SearchRun(ABC):
     def find(self, journal: Journal, budget: Budget) -> Verdict:
         """Measure the reference, search, ship the result, and say how it went."""
 
+    def reads(self) -> Sequence[Path]:
+        """Return files that the search reads, and which are in no spec."""
+        return ()
+
     def _flags(self, identity: Mapping[str, Any]) -> tuple[bool, bool]:
         """Return whether to resume, and whether to start over."""
         if self.live is None:
@@ -140,7 +144,7 @@ class SearchRun(ABC):
         home = None if self.live is None else self.live.home
         key = hash_of(identity)
         folder = run_folder(self.command, self.spec.name, self.asked.output, key, home)
-        prepare_folder(folder, resume, fresh, self.problem)
+        prepare_folder(folder, resume, fresh, self.problem, self.reads())
         with Journal(folder) as journal:
             return self._search(journal, identity)
 

@@ -92,6 +92,12 @@ def hash_data(splits: Splits, eval_split: str, seed: int, run_key: str | None) -
     return whole.hexdigest()
 
 
+def hash_batches(batches: Iterable[Any]) -> str | None:
+    """Hash some batches; None when they hold something that has no bytes of its own."""
+    whole = hashlib.sha256()
+    return whole.hexdigest() if all(_add(whole, batch) for batch in batches) else None
+
+
 def is_steady(loader: Any) -> bool:
     """Whether two readings of a split begin with the same batch; nothing is seeded between."""
     first, second = hashlib.sha256(), hashlib.sha256()

@@ -246,3 +246,60 @@ def test_a_dry_run_walks_through(met: SimpleNamespace, tmp_path: Path) -> None:
     verdict = ingot.quantize(met.spec, dry_run=True, output=tmp_path / "run")
     assert any("dry run" in line for line in verdict.warnings)
     assert (tmp_path / "run" / "opt_model.onnx").exists()
+
+
+def test_a_fixed_batch_is_quantized_as_it_is(met: SimpleNamespace, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(met.run / "ref_modelfp32_dynamic_shape.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "fixed.onnx")
+    data = write_data(tmp_path / "data.npz", labels=True)
+    verdict = ingot.quantize(tmp_path / "fixed.onnx", data=data, delta=2.0, output=tmp_path / "run")
+    assert verdict.verdict == "met"
+    assert initializer_types(tmp_path / "run" / "opt_model.onnx") == {"INT8": 3}
+
+
+def test_a_file_that_was_changed_is_not_shipped(met: SimpleNamespace, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(met.run, run)
+    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["kind"] not in ("shipped", "verdict")]
+    (run / "journal.jsonl").write_text("".join(kept))
+    (run / "trials" / "1.onnx").write_bytes(b"something else")
+    verdict = ingot.quantize(met.spec, output=run, resume=True)
+    shipped = verdict.artifacts[0]
+    assert shipped.sha256 == met.document["artifacts"][0]["sha256"]
+
+
+def test_single_values_agree_by_their_difference() -> None:
+    from ingot.training.agreement import AgreementEvaluation
+
+    batches = [(np.zeros((3, 1)), np.array([[1.0], [2.0], [np.nan]]))]
+    found = AgreementEvaluation(spread=2.0)(lambda x: np.array([[1.0], [3.0], [np.nan]]), batches)
+    np.testing.assert_allclose(found["per_sample"]["agreement"], [1.0, 0.5, 0.0])
+
+
+def test_what_is_no_number_agrees_with_no_class() -> None:
+    from ingot.training.agreement import AgreementEvaluation
+
+    batches = [(np.zeros((2, 1)), np.array([0, 1]))]
+    answer = np.array([[np.nan, np.nan], [0.0, 1.0]])
+    found = AgreementEvaluation()(lambda x: answer, batches)
+    assert found["agreement"] == 50.0
+
+
+def test_the_depfile_names_model_and_data(
+    met: SimpleNamespace, tmp_path: Path, ingot_cli: Any
+) -> None:
+    data = write_data(tmp_path / "data.npz", labels=True)
+    model = met.run / "ref_modelfp32_dynamic_shape.onnx"
+    options = ("--data", data, "-o", tmp_path / "run", "--depfile", tmp_path / "run.d")
+    done = ingot_cli("quantize", model, *options, "--delta", "2")
+    assert done.returncode == 0, done.stderr
+    rule = (tmp_path / "run.d").read_text()
+    assert "data.npz" in rule
+    assert model.name in rule

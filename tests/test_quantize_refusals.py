@@ -41,10 +41,12 @@ def onnx_file(spec: Path) -> Path:
         ({"resume": True, "fresh": True}, "both --resume and --fresh"),
         ({"formats": ("openvino",)}, "onnx, tflite"),
         ({"eval_key": "speed"}, "accuracy"),
+        ({"eval_split": "train"}, "calibrated on the split 'train'"),
+        ({"skip_layers": (0, 1, 2)}, "leave all layers float"),
     ],
 )
 def test_impossible_options(spec: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises((UsageError, ModelError)) as error:
+    with pytest.raises((UsageError, ModelError, SpecError)) as error:
         ingot.quantize(spec, output=tmp_path / "run", **options)
     assert said in f"{error.value.message} {error.value.hint}"
 
@@ -143,3 +145,11 @@ def test_options_that_are_no_bits(spec: Path, ingot_cli: Any) -> None:
         done = ingot_cli("quantize", spec, *option)
         assert done.returncode == 2
         assert "expected" in done.stderr
+
+
+def test_data_that_the_run_would_replace(onnx_file: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "golden.npz", labels=True)
+    before = data.read_bytes()
+    with pytest.raises(UsageError, match=r"would replace golden\.npz"):
+        ingot.quantize(onnx_file, data=data, output=tmp_path)
+    assert data.read_bytes() == before

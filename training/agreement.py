@@ -22,7 +22,8 @@ def expected_of(outputs: Mapping[str, Array]) -> Array:
 
     Returns:
         the best class ``(samples,)`` of class scores ``(samples, classes)`` when they are the only
-        output; else the outputs side by side, ``(samples, values)`` in float32.
+        output (two values or more a sample count as such); else the outputs side by side,
+        ``(samples, values)`` in float32.
     """
     values = list(outputs.values())
     first = values[0]
@@ -35,10 +36,18 @@ class AgreementEvaluation(EvaluationFunction):
     """``agreement``, in percent: equal best classes, or 100 times the cosine of the outputs.
 
     A batch is the inputs of the model and, last, what :func:`expected_of` returned for them.
-    ``per_sample``: 1 or 0 for a best class, else the cosine.
+    ``per_sample``: 1 or 0 for a best class, else the cosine. Of one value a sample, which has no
+    direction, it is 1 less the difference in parts of ``spread``, and 0 at least. What is no
+    finite number agrees with nothing.
+
+    Args:
+        spread: the standard deviation of a single value over the data.
     """
 
     default_key = AGREEMENT
+
+    def __init__(self, spread: float = 1.0) -> None:
+        self.spread = spread if spread > 0 else 1.0
 
     def apply(self, model: Any, data_loader: Iterable[Any], **kwargs: Any) -> Mapping[str, Any]:
         found: list[Array] = []
@@ -47,11 +56,16 @@ class AgreementEvaluation(EvaluationFunction):
             values = returned if isinstance(returned, tuple) else (returned,)
             arrays = [np.asarray(value) for value in values]
             wanted = np.asarray(expected)
+            values_now = _side_by_side(arrays)
+            finite = np.isfinite(values_now).all(axis=1)
             if wanted.ndim == 1:
-                same = arrays[0].reshape(len(wanted), -1).argmax(axis=1) == wanted
-                found.append(same.astype(np.float64))
+                same = values_now.argmax(axis=1) == wanted
+                found.append((same & finite).astype(np.float64))
+            elif wanted.shape[1] == 1:
+                off = np.abs(values_now - wanted)[:, 0] / self.spread
+                found.append(np.where(finite, np.clip(1 - off, 0, 1), 0.0))
             else:
-                found.append(_cosines(_side_by_side(arrays), wanted))
+                found.append(np.where(finite, _cosines(values_now, wanted), 0.0))
         if not found:
             raise InputError("the data gave no batch; expected at least one")
         results = np.concatenate(found)

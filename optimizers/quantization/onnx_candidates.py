@@ -151,7 +151,9 @@ class OnnxCandidates:
 
     @cached_property
     def _few(self) -> list[Feeds]:
-        return first_samples(self._feeds, _SENSITIVITY_SAMPLES)
+        shapes = [item.type.tensor_type.shape for item in self.plain.graph.input]
+        is_fixed = any(shape.dim and shape.dim[0].dim_value > 0 for shape in shapes)
+        return first_samples(self._feeds, _SENSITIVITY_SAMPLES, is_fixed)
 
     @cached_property
     def _decided(self) -> Mapping[str, Any]:
@@ -211,16 +213,22 @@ class OnnxCandidates:
             part.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def first_samples(feeds: Sequence[Feeds], samples: int) -> list[Feeds]:
-    """Return the first inputs, of about so many samples; a batch is cut, but never to nothing."""
+def first_samples(feeds: Sequence[Feeds], samples: int, is_fixed: bool = False) -> list[Feeds]:
+    """Return the first inputs, of about so many samples; a batch is cut, but never to nothing.
+
+    Args:
+        feeds: inputs by name.
+        samples: how many.
+        is_fixed: the model takes batches of one size only.
+    """
     found: list[Feeds] = []
     count = 0
     for feed in feeds:
         if count >= samples:
             break
         size = len(next(iter(feed.values())))
-        # A model may take batches of one size only: then they stay whole.
-        is_whole = size <= samples - count or len({len(item) for item in feed.values()}) > 1
+        is_ragged = len({len(item) for item in feed.values()}) > 1
+        is_whole = is_fixed or is_ragged or size <= samples - count
         found.append(feed if is_whole else {k: v[: samples - count] for k, v in feed.items()})
         count += size
     return found

@@ -12,7 +12,7 @@ from .allocation import allocate_bits
 from .layers import QuantLayer
 from .plan import FLOAT, INT8, Plan, Precision, weight_bytes
 from .rules import FORMAT_BITS, Choice, precision_of
-from .trials import Trials, parse_plan
+from .trials import Trials, parse_plan, told
 
 _LONGER = 2.0
 """A trained candidate whose drop is up to this many times delta is trained once more."""
@@ -20,7 +20,7 @@ _SMALLER = 0.97
 """Part of the bytes of what was found below which another candidate is worth a training."""
 LITTLE_LARGER = 1.25
 """Quantized activations may make a file larger by this factor: they are what makes it fast."""
-_MOSTLY_NODES = 0.4
+_MOSTLY_NODES = 0.6
 """Part of a file that is no weight from which on weights alone are tried."""
 _CLOSE = 1.05
 """Two noises whose ratio is at most this are as good as the same."""
@@ -109,13 +109,13 @@ class QuantizationSearch:
     def _int8(self) -> None:
         free = self.choice.free
         base = {**self.choice.fixed, **{layer.name: INT8 for layer in free}}
+        if self.settings.is_fast:
+            base = self._without_slow_kinds(base)
         first = self.trials.make(base, limit=math.inf)
         best: Plan | None = base
         if first["status"] != "accepted":
             best = self._raise_layers(base)
-        if best is not None and self.settings.is_fast:
-            self._leave_slow_kinds(best)
-        elif best is not None:
+        if best is not None and not self.settings.is_fast:
             self._try_weights_only(best)
 
     def _try_weights_only(self, best: Plan) -> None:
@@ -139,8 +139,7 @@ class QuantizationSearch:
             status = self.trials.make(plan)["status"]
             if status == "accepted":
                 high, found = middle, plan
-            elif status in ("larger", "slower"):
-                # More of them would make it larger, or slower, still.
+            elif status == "larger":  # and more of them would make it larger still
                 high = middle
             else:
                 low = middle
@@ -191,29 +190,31 @@ class QuantizationSearch:
                 waiting.append(part)
         return found
 
-    def _leave_slow_kinds(self, best: Plan) -> None:
+    def _without_slow_kinds(self, plan: dict[str, Precision]) -> dict[str, Precision]:
         """Leave the kinds of layers float for which integers are measured to be slower."""
-        fastest = self._last_with(best)
-        for kind in _kinds(self.choice.free):
-            changed = {name: FLOAT for name in kind if not best[name].is_float}
-            plan = {**best, **changed}
-            if not changed or all(value.is_float for value in plan.values()):
+        before, path = (
+            self.trials.folder / f"{name}.probe.{self.settings.format}" for name in ("best", "next")
+        )
+        self.trials.candidates.write(plan, before)
+        for number, kind in enumerate(_kinds(self.choice.free)):
+            changed = {**plan, **dict.fromkeys(kind, FLOAT)}
+            if all(value.is_float for value in changed.values()):
                 continue
-            found = self.trials.make(plan)
-            if found["status"] != "accepted":
-                continue
-            path, before = self.trials.path(found["name"]), self.trials.path(fastest["name"])
-            with self.trials.services.timed("other"):
-                times = self.trials.services.compare(path, before)
-            if times.interval[1] < 1.0:
-                best, fastest = plan, found
+            self._check()
+            self.trials.candidates.write(changed, path)
+            if self.trials.faster(f"kind {number}", path, before):
+                plan = changed
+                path.replace(before)
+        for probe in (before, path):
+            probe.unlink(missing_ok=True)
+        return plan
 
     def _last_with(self, plan: Plan) -> Record:
-        told = {name: str(precision) for name, precision in plan.items()}
+        wanted = told(plan)
         records = [
             record
             for record in self.trials.journal.records
-            if record["kind"] == "trial" and record["plan"] == told
+            if record["kind"] == "trial" and record["plan"] == wanted
         ]
         return records[-1]
 
@@ -229,7 +230,7 @@ class QuantizationSearch:
         low, high = _total(noise, eight), _total(noise, smallest)
         best = self._bisected(noise, smallest, low, high)
         if self._trains and (
-            best is None or best["plan"] != _told({**self.choice.fixed, **smallest})
+            best is None or best["plan"] != told({**self.choice.fixed, **smallest})
         ):
             self._trained_bisection(noise, smallest, best, low, high)
 
@@ -275,10 +276,10 @@ class QuantizationSearch:
                 break
             budget = math.sqrt(low * high)
             plan = {**self.choice.fixed, **self._allocated(noise, budget)}
-            if _key(_told(plan)) in tried:  # nothing lies between
+            if _key(told(plan)) in tried:  # nothing lies between
                 high = budget
                 continue
-            tried.add(_key(_told(plan)))
+            tried.add(_key(told(plan)))
             found = self.trials.make(plan)
             if found["status"] == "accepted":
                 low, best = budget, found
@@ -312,7 +313,7 @@ class QuantizationSearch:
         for _ in range(TRAININGS):
             if plan is None:
                 return
-            tried.add(_key(_told(plan)))
+            tried.add(_key(told(plan)))
             if self._train(plan)["status"] == "accepted":
                 size, low = self._bytes(plan), budget
             else:
@@ -333,7 +334,7 @@ class QuantizationSearch:
             plan = {**self.choice.fixed, **self._allocated(noise, budget)}
             if self._bytes(plan) > _SMALLER * size:
                 low = budget
-            elif _key(_told(plan)) in tried:
+            elif _key(told(plan)) in tried:
                 high = budget
             else:
                 return plan, budget
@@ -378,10 +379,6 @@ def _kinds(layers: Sequence[QuantLayer]) -> list[list[str]]:
 
 def _total(noise: Mapping[str, Mapping[Precision, float]], plan: Plan) -> float:
     return math.fsum(row[plan[name]] for name, row in noise.items() if plan[name] in row)
-
-
-def _told(plan: Plan) -> dict[str, str]:
-    return {name: str(precision) for name, precision in plan.items()}
 
 
 def _key(told: Mapping[str, str]) -> str:

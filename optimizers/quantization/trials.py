@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from ...errors import TrainingError
+from ...errors import ModelError, TrainingError, UsageError
+from ...frameworks.base import file_sha256
 from ...training.evaluation import Evaluation
 from ..budget import Budget
 from ..journal import Journal, Record
@@ -203,6 +204,12 @@ class Trials:
         self._count += 1
         name = str(self._count)
         record = self.journal.find("trial", name)
+        if record is not None and record["plan"] != told(plan):
+            raise UsageError(
+                f"{self.journal.folder}: trial {name} of its journal is another one than the search"
+                " makes now",
+                hint="--fresh starts over",
+            )
         if record is not None:
             self.budget.spend(int(record["drop"] is not None), record["epochs"])
             return record
@@ -219,6 +226,40 @@ class Trials:
             self.budget.spend(1)
             return self._record(name, plan, parent, "failed", start, reason=error.message)
 
+    def restored(self, trial: Record) -> Path:
+        """Return the file of a trial that was measured; written again where it is another one.
+
+        Raises:
+            ModelError: it is gone, or was changed, and holds what training has found.
+        """
+        path = self.path(trial["name"])
+        if not path.is_file() or file_sha256(path) != trial["sha256"]:
+            if not trial["epochs"]:
+                self.candidates.write(parse_plan(trial["plan"]), path)
+            if not path.is_file() or file_sha256(path) != trial["sha256"]:
+                raise ModelError(
+                    f"{path}: the file of trial {trial['name']} is gone, or was changed",
+                    hint="--fresh starts over",
+                )
+        return path
+
+    def faster(self, name: str, path: Path, before: Path) -> bool:
+        """Whether a file is measured to be faster than another one; measured once, then read.
+
+        Args:
+            name: of the comparison in the journal.
+            path: the file.
+            before: the other one.
+        """
+        record = self.journal.find("timed", name)
+        if record is None:
+            with self.services.timed("other"):
+                times = self.services.compare(path, before)
+            interval = list(times.interval)
+            elapsed = self.budget.elapsed
+            record = self.journal.append("timed", name, interval=interval, elapsed=elapsed)
+        return bool(record["interval"][1] < 1.0)
+
     def _made(self) -> Iterator[Record]:
         return (record for record in self.journal.records if record["kind"] == "trial")
 
@@ -233,11 +274,11 @@ class Trials:
         else:  # also over what a search that was killed has left
             with services.timed("other"):
                 self.candidates.write(plan, path)
-        found["size_bytes"] = path.stat().st_size
+        found["size_bytes"], found["sha256"] = path.stat().st_size, file_sha256(path)
         if self.settings.is_fast:
             with services.timed("other"):
                 times = services.compare(path, None)
-            found["latency_ms"] = times.candidate_ms
+            found["latency_ms"], found["latency_ratio"] = times.candidate_ms, times.ratio
             if times.is_slower:
                 return self._write(name, plan, parent, "slower", start, **found)
         elif found["size_bytes"] >= self.reference.size_bytes:
@@ -245,10 +286,10 @@ class Trials:
         with services.timed("evaluation"), services.opened(path) as evaluate:
             limit = self.settings.delta if limit is None else limit
             outcome = evaluate_beside(self.reference, evaluate, services.loader, limit)
-        self.budget.spend(1)
         if not np.isfinite(outcome.drop):
             key = self.reference.metric.key
             raise TrainingError(f"the metric {key!r} is no number")
+        self.budget.spend(1)
         found["drop"] = outcome.drop
         found["drop_interval"] = None if outcome.interval is None else list(outcome.interval)
         if outcome.is_early:
@@ -293,10 +334,12 @@ class Trials:
             "name": name,
             "parent": parent,
             "status": status,
-            "plan": {key: str(value) for key, value in plan.items()},
+            "plan": told(plan),
             "bits": round(mean_bits(self.candidates.layers, plan), 3),
             "size_bytes": found.get("size_bytes"),
+            "sha256": found.get("sha256"),
             "latency_ms": found.get("latency_ms"),
+            "latency_ratio": found.get("latency_ratio"),
             "metrics": found.get("metrics"),
             "drop": found.get("drop"),
             "drop_interval": found.get("drop_interval"),
@@ -306,6 +349,11 @@ class Trials:
             "seconds": round(time.monotonic() - start, 2),
             "elapsed": round(self.budget.elapsed, 2),
         }
+
+
+def told(plan: Plan) -> dict[str, str]:
+    """Return precisions as the journal has them, ``w8a32``; see :func:`parse_plan`."""
+    return {name: str(precision) for name, precision in plan.items()}
 
 
 def mean_bits(layers: Iterable[QuantLayer], plan: Plan) -> float:
