@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ..optimizers.budget import Budget, Forecast, StoppedBy
     from ..optimizers.journal import Journal, Record
     from ..optimizers.latency import Comparison
+    from ..optimizers.quantization.layers import QuantLayer
+    from ..optimizers.quantization.rules import Choice
     from ..optimizers.quantization.trials import (
         Candidates,
         QuantizationReference,
@@ -248,7 +250,6 @@ class _Run(SearchRun):
         """Measure the reference, search, ship the result, and say how it went."""
         from ..optimizers.budget import StopSearch
         from ..optimizers.cpu import cpu_features
-        from ..optimizers.quantization.rules import choose
         from ..optimizers.quantization.search import QuantizationSearch
         from ..optimizers.quantization.trials import Services, Trials
 
@@ -271,12 +272,7 @@ class _Run(SearchRun):
             files.feeds = self._feeds(path)
             self._timed_feeds = of_batch(files.feeds, self.options.batch_size, path)
             candidates = self._candidates(journal, path, files)
-        choice = choose(candidates.layers, settings.rules, settings.is_fast, settings.format)
-        if not choice.free and all(precision.is_float for precision in choice.fixed.values()):
-            raise UsageError(
-                f"{self.problem.label}: the rules leave all layers float; expected one to quantize",
-                hint="--list-layers says why each one stays",
-            )
+        choice = self._chosen(candidates.layers)
         budget.spend(1)
         trials = Trials(candidates, reference, settings, journal, budget, services)
         is_low = settings.bits != "8" or any(item.weight < 8 for item in choice.fixed.values())
@@ -323,15 +319,12 @@ class _Run(SearchRun):
     def _measure(
         self, journal: Journal, files: QuantizedFiles, services: Services, budget: Budget
     ) -> Record:
-        from ..optimizers.quantization.rules import choose
         from ..optimizers.verdict import ShippedFile
 
         with services.timed("export"):
             written = files.write_float()
-        settings = self.quantization
         # What the user asks of a layer that is not there is refused before anything is measured.
-        layers = layers_in(written[0].path, settings.format)
-        choose(layers, settings.rules, settings.is_fast, settings.format)
+        self._chosen(layers_in(written[0].path, self.quantization.format))
         given = written
         if self.against is not None:
             size, sha256 = tree_size(self.against), tree_sha256(self.against)
@@ -361,6 +354,23 @@ class _Run(SearchRun):
             float_files=[item.to_dict() for item in written],
             elapsed=budget.elapsed,
         )
+
+    def _chosen(self, layers: Sequence[QuantLayer]) -> Choice:
+        """Return what the rules make of layers.
+
+        Raises:
+            UsageError: they name a layer that is not there, or leave none to quantize.
+        """
+        from ..optimizers.quantization.rules import choose
+
+        settings = self.quantization
+        choice = choose(layers, settings.rules, settings.is_fast, settings.format)
+        if not choice.free and all(precision.is_float for precision in choice.fixed.values()):
+            raise UsageError(
+                f"{self.problem.label}: the rules leave all layers float; expected one to quantize",
+                hint="--list-layers says why each one stays",
+            )
+        return choice
 
     def _size(self, path: Path, framework: str) -> tuple[int | None, int | None]:
         """Return parameters and multiply-accumulates of the reference, as ``profile`` counts."""

@@ -87,6 +87,27 @@ def prepare_folder(
         raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
+def discard_run(folder: Path, problem: Problem, was_there: bool) -> None:
+    """Remove a run that ended with an error before anything was measured; there is nothing to keep.
+
+    Args:
+        folder: of the run, which held no earlier one.
+        problem: what was to be searched.
+        was_there: whether the folder was there before; else it goes, too, when it is empty.
+    """
+    exports = problem.spec.export.kwargs.root_path if problem.spec.export is not None else None
+    for place in (folder, exports):
+        for path in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
+            if path.name.startswith(OWN_STEMS):  # none was there when the run began
+                path.unlink()
+    from ..optimizers.journal import LOCK
+
+    _remove_run(folder)
+    (folder / LOCK).unlink(missing_ok=True)
+    if not was_there and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def _golden(spec: ModelSpec) -> tuple[Path | None, ...]:
     return () if spec.test is None else (spec.test.inputs, spec.test.expected)
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..errors import UsageError
+from ..errors import IngotError, UsageError
 from ..runtime.atomic import replacing
-from .search_folder import REPORT, VERDICT, prepare_folder, run_folder
+from .search_folder import REPORT, VERDICT, discard_run, prepare_folder, run_folder
 from .search_result import are_there
 from .signals import on_signals
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 Watch = Callable[["Budget", "Forecast"], None]
 
+_MEASURED = ("baseline", "reference")
+"""Records from which on a run is worth keeping."""
 RESERVED = 2
 """Evaluations that are kept for the files that ship."""
 
@@ -136,7 +138,7 @@ class SearchRun(ABC):
         Raises:
             UsageError: the folder holds another search.
         """
-        from ..optimizers.journal import Journal
+        from ..optimizers.journal import JOURNAL, Journal
         from ..optimizers.run_key import hash_of
 
         identity = self.identity()
@@ -144,9 +146,20 @@ class SearchRun(ABC):
         home = None if self.live is None else self.live.home
         key = hash_of(identity)
         folder = run_folder(self.command, self.spec.name, self.asked.output, key, home)
+        was_there, is_new = folder.is_dir(), not (folder / JOURNAL).exists()
         prepare_folder(folder, resume, fresh, self.problem, self.reads())
-        with Journal(folder) as journal:
-            return self._search(journal, identity)
+        is_worthless = False
+        try:
+            with Journal(folder) as journal:
+                try:
+                    return self._search(journal, identity)
+                except IngotError:
+                    has_some = any(it["kind"] in _MEASURED for it in journal.records)
+                    is_worthless = is_new and not has_some
+                    raise
+        finally:
+            if is_worthless:
+                discard_run(folder, self.problem, was_there)
 
     def _search(self, journal: Journal, identity: dict[str, Any]) -> Verdict:
         from ..optimizers.budget import Budget
