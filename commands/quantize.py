@@ -365,7 +365,8 @@ class _Run(SearchRun):
 
         settings = self.quantization
         choice = choose(layers, settings.rules, settings.is_fast, settings.format)
-        if not choice.free and all(precision.is_float for precision in choice.fixed.values()):
+        fixed = choice.fixed.values()
+        if fixed and not choice.free and all(precision.is_float for precision in fixed):
             raise UsageError(
                 f"{self.problem.label}: the rules leave all layers float; expected one to quantize",
                 hint="--list-layers says why each one stays",
