@@ -3,10 +3,12 @@
     python benchmarks/bench_quantize.py [PART]...
 
 Parts ``digits`` and ``digits-depthwise`` (the default, with ``speed``), ``digits-mobilenet_v2``,
-``resnet20``, ``vgg11`` and ``mobilenet_v2`` quantize one ONNX file with both tools, with the same samples to calibrate on and to evaluate on,
-for a delta of 0.5 and of 0.1: whole processes, one thread each; every sample that goes through the
-evaluation function is counted, and all files are measured by one function at the end. NNCF lives in
-an environment of its own: ``INGOT_NNCF_PYTHON`` is the path of its Python.
+``resnet20``, ``vgg11`` and ``mobilenet_v2`` quantize one ONNX file with both tools, with the same
+samples to calibrate on and to evaluate on, for a delta of 0.5 and of 0.1: whole processes, one
+thread each; every sample that goes through the evaluation function is counted, and all files are
+measured by one function at the end. NNCF lives in an environment of its own: ``INGOT_NNCF_PYTHON``
+is the path of its Python. Where the first candidate is within delta, both evaluate the reference
+and that one, and nothing is left to save.
 
 ``speed`` times the int8 files of a ResNet-18 (224 pixels) and of ResNet-20. ``mixed`` quantizes
 ResNet-20 to 2, 4 and 8 bits with training. ``optimize`` and ``optimize-resnet20`` compare

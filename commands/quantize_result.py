@@ -27,6 +27,10 @@ INT8_SATURATES = (
     "this processor has no VNNI: 8-bit products may saturate, and other processors compute"
     " something else; --reduce-range avoids that"
 )
+INT8_UNSEEN = (
+    "measured on this processor only: x86 processors without VNNI may saturate where it does not;"
+    " measure there (ingot verify --delta), or --reduce-range"
+)
 
 
 class QuantizationEnding(SearchEnding):
@@ -171,8 +175,8 @@ class QuantizationEnding(SearchEnding):
         integers = any(
             precision.endswith("a8") for it in shipped[-1:] for precision in it["plan"].values()
         )
-        if integers and not self.settings.reduce_range and may_saturate(dict(self._cpu)):
-            found.append(INT8_SATURATES)
+        if integers and not self.settings.reduce_range:
+            found.append(INT8_SATURATES if may_saturate(dict(self._cpu)) else INT8_UNSEEN)
         return found
 
     def extra(self, best: Mapping[str, Any] | None) -> Mapping[str, Any]:

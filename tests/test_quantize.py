@@ -303,3 +303,16 @@ def test_the_depfile_names_model_and_data(
     rule = (tmp_path / "run.d").read_text()
     assert "data.npz" in rule
     assert model.name in rule
+
+
+def test_the_verdict_warns_of_other_processors(met: SimpleNamespace, tmp_path: Path) -> None:
+    assert any("--reduce-range" in line for line in met.document["warnings"])
+    reduced = ingot.quantize(met.spec, reduce_range=True, output=tmp_path / "run")
+    assert not any("--reduce-range" in line for line in reduced.warnings)
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(tmp_path / "run" / "opt_model.onnx").graph
+    weights = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    largest = max(int(np.abs(numpy_helper.to_array(t).astype(int)).max()) for t in weights)
+    assert largest == 64

@@ -65,8 +65,8 @@ class QuantizationSearch:
             self.trials.make({**self.choice.fixed, **{x.name: free for x in self.choice.free}})
         elif not self.choice.free:
             self._given()
-        elif self.settings.bits == "8":
-            self._int8()
+        elif self.settings.bits == "8" or (self.settings.bits == "mixed" and self.settings.is_fast):
+            self._int8()  # fewer bits save no time
         else:
             self._low_bits()
 
