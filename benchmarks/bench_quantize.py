@@ -124,7 +124,7 @@ def run(*command: str | Path, ok: Sequence[int] = (0,), **variables: str) -> Pro
 
 def search(*arguments: str | Path, **variables: str) -> tuple[Process, dict[str, Any]]:
     """Run a search; return its process, and its verdict, which may be a missed one."""
-    found = run(sys.executable, "-c", INGOT, *arguments, "--json", ok=(0, 3), **variables)
+    found = run(sys.executable, "-P", "-c", INGOT, *arguments, "--json", ok=(0, 3), **variables)
     return found, json.loads(found.output)
 
 
@@ -419,8 +419,9 @@ def optimize(name: str, folder: Path) -> list[Row]:
         "optimize": (*epochs, "--bits", BITS),
     }.items():
         output = folder / f"run-{command}"
+        shutil.rmtree(output, ignore_errors=True)
         process, verdict = search(
-            command, spec, "--delta", f"{DELTA:g}", *more, *most, "--fresh", "-o", output
+            command, spec, "--delta", f"{DELTA:g}", *more, *most, "-o", output
         )
         size[command] = artifact(verdict).stat().st_size / 1e3
         before = artifact(verdict, "reference_artifacts").stat().st_size / 1e3

@@ -31,6 +31,7 @@ MOST_QUANTIZED = 3
 """Pruned candidates that are quantized, the smallest first, and after them the reference."""
 _SHARE = 0.7
 """Part of a cap of time that pruning gets."""
+_PRUNED_STEM = "pruned-"
 PRUNED, QUANTIZED = "compress", "quantize"
 """Folders of the searches in that of the run."""
 
@@ -135,8 +136,10 @@ class _Optimization:
             for path in sorted(self.folder.glob(f"{QUANTIZED}-*")):
                 if (path / JOURNAL).exists():
                     shutil.rmtree(path)
-            for name in (JOURNAL, VERDICT, REPORT):
-                (self.folder / name).unlink(missing_ok=True)
+            if (self.folder / JOURNAL).exists():
+                for pattern in (f"{OPTIMIZED}*", f"{_PRUNED_STEM}*", JOURNAL, VERDICT, REPORT):
+                    for path in sorted(self.folder.glob(pattern)):
+                        path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         with Journal(self.folder) as journal:  # which another process cannot open meanwhile
             if journal.find("run") is None:
@@ -303,7 +306,7 @@ class _Optimization:
                 f"{weights}: the weights of trial {name} are gone", hint="--fresh starts over"
             )
         load_weights(network, weights, f"trial {name}")
-        stem = self.folder / f"pruned-{name}"
+        stem = self.folder / f"{_PRUNED_STEM}{name}"
         path, _ = save_compressed(stem, network.eval(), recipe, self.spec, force=True)
         return replace(self.spec, model=load_spec(path).model)
 
