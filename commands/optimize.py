@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -11,17 +12,25 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, OutputExistsError, UsageError
+from ..errors import IngotError, ModelError, OutputExistsError, UsageError
 from ..runtime.atomic import replacing
 from ..specs import ModelSpec, load_spec
 from .compress import compress
 from .compress_setup import CompressOptions
 from .models import tree_sha256, tree_size
 from .quantize import quantize
-from .quantize_setup import Bits, QuantizeOptions, rules_of
+from .quantize_setup import (
+    Bits,
+    QuantizeOptions,
+    check_options,
+    check_splits,
+    named_spec,
+    rules_of,
+)
 from .search_folder import REPORT, VERDICT, run_folder
 from .search_run import Progress, Watch
 from .shipping import OPTIMIZED, OWN_FORMAT
+from .signals import on_signals
 
 if TYPE_CHECKING:
     from ..optimizers.journal import Journal, Record
@@ -127,26 +136,54 @@ class _Optimization:
         key = hash_of([hash_spec(self.spec), told])
         self.folder = run_folder("optimize", self.spec.name, options.output, key)
         self.started = time.monotonic()
+        self.stop_requested = False
+        quantized = QuantizeOptions(
+            delta=options.delta, eval_key=options.eval_key, eval_split=options.eval_split
+        )
+        check_options(quantized)  # before anything long
+        check_splits(named_spec(self.spec, quantized, str(spec)), str(spec))
 
     def run(self) -> Verdict:
-        from ..optimizers.journal import JOURNAL, Journal, holder_of
+        from ..optimizers.journal import JOURNAL, LOCK, Journal, holder_of
 
         self._refuse()
-        if self.options.fresh and holder_of(self.folder) is None:
-            for path in sorted(self.folder.glob(f"{QUANTIZED}-*")):
-                if (path / JOURNAL).exists():
-                    shutil.rmtree(path)
-            if (self.folder / JOURNAL).exists():
-                for pattern in (f"{OPTIMIZED}*", f"{_PRUNED_STEM}*", JOURNAL, VERDICT, REPORT):
-                    for path in sorted(self.folder.glob(pattern)):
-                        path.unlink()
+        is_ours = (self.folder / JOURNAL).exists()
+        if self.options.fresh and is_ours and holder_of(self.folder) is None:
+            self._remove_run()
+        was_there = self.folder.is_dir()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with Journal(self.folder) as journal:  # which another process cannot open meanwhile
-            if journal.find("run") is None:
-                self._begin(journal)
-            verdict = self._search()
-            journal.append("verdict", result="", document=verdict.to_dict())
+        try:
+            with Journal(self.folder) as journal:  # which another process cannot open meanwhile
+                if journal.find("run") is None:
+                    self._begin(journal)
+                with on_signals(self._stop):
+                    verdict = self._search()
+                journal.append("verdict", result="", document=verdict.to_dict())
+        except IngotError:
+            # A search that was refused before it measured anything has left nothing, nor do we.
+            if not is_ours and not (self.folder / PRUNED / JOURNAL).exists():
+                if holder_of(self.folder) is None:
+                    for name in (JOURNAL, LOCK):
+                        (self.folder / name).unlink(missing_ok=True)
+                if not was_there and not any(self.folder.iterdir()):
+                    self.folder.rmdir()
+            raise
         return verdict
+
+    def _stop(self) -> bool:
+        was_asked, self.stop_requested = self.stop_requested, True
+        return not was_asked
+
+    def _remove_run(self) -> None:
+        """Remove what an earlier run of this folder wrote, but for its search, which does so."""
+        from ..optimizers.journal import JOURNAL
+
+        for path in sorted(self.folder.glob(f"{QUANTIZED}-*")):
+            if (path / JOURNAL).exists():
+                shutil.rmtree(path)
+        names = (f"{OPTIMIZED}*", f"{PRUNED}/{_PRUNED_STEM}*", JOURNAL, VERDICT, REPORT)
+        for path in sorted(path for name in names for path in self.folder.glob(name)):
+            path.unlink()
 
     def _begin(self, journal: Journal) -> None:
         from ..optimizers.run_key import tool_versions
@@ -172,11 +209,26 @@ class _Optimization:
         best = pruned
         verdicts = [pruned]
         for name, spec, parameters in self._candidates(pruned):
+            if self.stop_requested:
+                ended = replace(best, verdict="interrupted", stopped_by="signal")
+                return self._deliver(ended, verdicts, best)
+            if not self._may_win(parameters, best):
+                break
             left = self._seconds_left()
-            if not self._may_win(parameters, best) or (left is not None and left <= 0):
+            if left is not None and left <= 0:
+                best = replace(best, stopped_by="max_time")
                 break
             self.report(f"quantizing {'the reference' if not name else f'candidate {name}'}")
-            found = self._quantize(name or "reference", spec, pruned)
+            try:
+                found = self._quantize(name or "reference", spec, pruned)
+            except IngotError as error:
+                if best.verdict != "met":
+                    raise
+                # What is within delta is not lost by what comes after it.
+                line = f"it was not quantized: {error.message}"
+                best = replace(best, warnings=(*best.warnings, line))
+                logging.getLogger("ingot").warning("%s", line)
+                break
             verdicts.append(found)
             if found.verdict == "interrupted":
                 return self._deliver(found, verdicts, best)
@@ -306,7 +358,7 @@ class _Optimization:
                 f"{weights}: the weights of trial {name} are gone", hint="--fresh starts over"
             )
         load_weights(network, weights, f"trial {name}")
-        stem = self.folder / f"{_PRUNED_STEM}{name}"
+        stem = self.folder / PRUNED / f"{_PRUNED_STEM}{name}"
         path, _ = save_compressed(stem, network.eval(), recipe, self.spec, force=True)
         return replace(self.spec, model=load_spec(path).model)
 
@@ -370,7 +422,9 @@ class _Optimization:
             artifacts=tuple(self._copied(item) for item in shown.artifacts),
             reference_artifacts=pruned.reference_artifacts,
             run_dir=self.folder,
-            warnings=tuple(dict.fromkeys(line for item in verdicts for line in item.warnings)),
+            warnings=tuple(
+                dict.fromkeys(line for item in (*verdicts, shown) for line in item.warnings)
+            ),
         )
         self._write_documents(found, shown)
         return found

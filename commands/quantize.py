@@ -19,19 +19,18 @@ from .quantize_result import QuantizationEnding
 from .quantize_setup import (
     QuantizeOptions,
     check_options,
+    check_splits,
     formats_of,
     most_evaluations,
     named_spec,
     settings_of,
 )
 from .quantize_training import Recovery, can_train
+from .search_folder import FLOAT
 from .search_reference import Baseline, FirstBatches, measure_reference, metric_of, random_order
 from .search_result import are_there, read_results, save_results, shipped_files, shipped_results
 from .search_run import Progress, SearchRun, Watch, phases_so_far
 from .shipping import REFERENCE
-
-FLOAT = "float_model"
-"""Start of the names of float files that the result is made of, but not compared with."""
 
 if TYPE_CHECKING:
     from ..optimizers.budget import Budget, Forecast, StoppedBy
@@ -159,12 +158,7 @@ class _Run(SearchRun):
         problem.split(evaluation.eval_split, "evaluation.eval_split")
         if evaluation.confirm_split is not None:
             problem.split(evaluation.confirm_split, "evaluation.confirm_split")
-        if "train" in (evaluation.eval_split, evaluation.confirm_split):
-            raise SpecError(
-                f"{problem.label}: activations are calibrated on the split 'train'; expected"
-                " another one to measure on",
-                hint="--eval-split test",
-            )
+        check_splits(problem.spec, problem.label)
         if "train" not in problem.splits:
             raise SpecError(
                 f"{problem.label}: there is no calibration data: the data has no split 'train',"

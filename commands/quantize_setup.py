@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,20 @@ def named_spec(spec: ModelSpec, options: QuantizeOptions, label: str) -> ModelSp
     return replace(spec, evaluation=evaluation)
 
 
+def check_splits(spec: ModelSpec, label: str) -> None:
+    """Refuse to measure on what activations are calibrated on.
+
+    Raises:
+        SpecError: a split to measure on is ``train``.
+    """
+    if "train" in (spec.evaluation.eval_split, spec.evaluation.confirm_split):
+        raise SpecError(
+            f"{label}: activations are calibrated on the split 'train'; expected another one to"
+            " measure on",
+            hint="--eval-split test",
+        )
+
+
 def settings_of(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSettings:
     """Put options and spec together.
 
@@ -112,13 +127,12 @@ def settings_of(spec: ModelSpec, options: QuantizeOptions) -> QuantizationSettin
 
     formats = formats_of(spec, options)
     rules = rules_of(spec, options)
-    for name, bits in rules.layers.items():
-        if bits == 2 and "tflite" in formats:
-            raise UsageError(
-                f"layer {name!r}: found 2 bits, which tflite has no type for; expected 4, 8, 16 or"
-                " 32",
-                hint="--format onnx has 2 bits",
-            )
+    low = sorted(name for name, bits in rules.layers.items() if bits == 2)
+    if low and "tflite" in formats[1:]:
+        logging.getLogger("ingot").warning(
+            "layers %s: tflite has no 2 bits: that file gets 4, or what its operator has",
+            ", ".join(low),
+        )
     stages = spec.optimization
     stage = next((item for item in stages if item.mode == "quantization"), stages[0])
     target = options.target or ("latency" if stage.mode == "latency" else "size")

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 VERDICT, REPORT = "verdict.json", "report.html"
 OWN = ("drafts", "journal.jsonl", "trials", BASELINE, GOLDEN, REPORT, VERDICT)
-OWN_STEMS = (OPTIMIZED, REFERENCE)
+FLOAT = "float_model"
+"""Start of the names of float files that a result is made of, but not compared with."""
+OWN_STEMS = (OPTIMIZED, REFERENCE, FLOAT)
 OWN_SUFFIXES = (".json", ".safetensors", ".ingot")
 """What a search writes into its folder."""
 
@@ -76,7 +78,7 @@ def prepare_folder(
     else:
         for place in (folder, exports):
             for path in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
-                if path.name.startswith(OWN_STEMS):
+                if path.name.startswith(OWN_STEMS) or (place == folder and _is_own(path.name)):
                     raise OutputExistsError(
                         f"{path}: is there already, and no search in {folder} wrote it",
                         hint="remove it, or give another folder",
@@ -99,7 +101,7 @@ def discard_run(folder: Path, problem: Problem, was_there: bool) -> None:
     for place in (folder, exports):
         for path in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
             if path.name.startswith(OWN_STEMS):  # none was there when the run began
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     from ..optimizers.journal import LOCK
 
     _remove_run(folder)

@@ -29,6 +29,8 @@ def expected_of(outputs: Mapping[str, Array]) -> Array:
     first = values[0]
     if len(values) == 1 and first.dtype.kind == "f" and first.ndim == 2 and first.shape[1] > 1:
         return np.asarray(first.argmax(axis=1), np.int64)
+    if len(values) == 1 and first.dtype.kind in "iub" and first.size == len(first):
+        return np.asarray(first.reshape(-1), np.int64)  # classes already
     return _side_by_side(values)
 
 
@@ -59,7 +61,9 @@ class AgreementEvaluation(EvaluationFunction):
             values_now = _side_by_side(arrays)
             finite = np.isfinite(values_now).all(axis=1)
             if wanted.ndim == 1:
-                same = values_now.argmax(axis=1) == wanted
+                is_class = values_now.shape[1] == 1
+                classes = values_now[:, 0] if is_class else values_now.argmax(axis=1)
+                same = classes == wanted
                 found.append((same & finite).astype(np.float64))
             elif wanted.shape[1] == 1:
                 off = np.abs(values_now - wanted)[:, 0] / self.spread

@@ -9,6 +9,7 @@ and the statistics of BatchNorm are moved as those of its inputs have.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ...frameworks.base import first_line
 from ...training.problem import Problem
 from .graph import ChannelGroup
 from .layers import channels_of, kind_of
 from .least_squares import fit_ridge, patches
-from .modules import Inputs, copy_module, plain_attention, tensors_in
+from .modules import Inputs, copy_module, map_tensors, plain_attention, tensors_in
 from .prune import Keep, removed_indices
 from .samples import joined_inputs
 from .sensitivity import mean_loss
@@ -143,8 +145,16 @@ def reconstructed(
         check: called before each layer; may raise to end it.
     """
     refitted = copy_module(pruned)
-    inputs = joined_inputs(problem, original, fitting)
-    reconstruct(refitted, original, keep, groups, inputs, seed=seed, check=check)
+    try:
+        inputs = joined_inputs(problem, original, fitting)
+        reconstruct(refitted, original, keep, groups, inputs, seed=seed, check=check)
+    except (RuntimeError, ValueError, TypeError) as error:
+        # Inputs that cannot be put together, or a layer that is called in an unusual way: the
+        # network is trained all the same.
+        logging.getLogger("ingot").warning(
+            "pruned layers are not refitted before they are trained: %s", first_line(error)
+        )
+        return pruned
     before, after = (mean_loss(problem, network, batches) for network in (pruned, refitted))
     return refitted if after < before else pruned
 
@@ -160,11 +170,14 @@ def _layers(network: nn.Module) -> dict[str, str]:
     for path, layer in network.named_modules():
         kind = kind_of(layer)
         weight = layer._parameters.get("weight")
+        own = [tensor for tensor in layer._parameters.values() if tensor is not None]
+        if any(not tensor.requires_grad or count[id(tensor)] > 1 for tensor in own):
+            continue
         if kind == "batch_norm" and getattr(layer, "running_mean", None) is not None:
             found[path] = kind
-        elif weight is None or not weight.requires_grad or count[id(weight)] > 1:
             continue
-        elif type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1):
+        is_plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
+        if is_plain and weight is not None and weight[0].numel() <= _COLUMNS:
             found[path] = str(kind)
     return found
 
@@ -193,7 +206,9 @@ def _run(network: nn.Module, inputs: Inputs) -> None:
     modes = {layer: layer.training for layer in network.modules()}
     network.eval()
     try:
-        network(*inputs[0], **inputs[1])
+        # A network may change its inputs in place.
+        args, kwargs = (map_tensors(part, lambda tensor: tensor.clone()) for part in inputs)
+        network(*args, **kwargs)
     finally:
         for layer, mode in modes.items():
             layer.training = mode
@@ -262,6 +277,7 @@ class _Refit:
             self._move(path, layer, entry.statistics, args[0])
         elif entry.rows is not None and entry.outputs is not None:
             self._fit(path, layer, entry, entry.rows, entry.outputs, args[0])
+            entry.outputs = None
 
     def _move(
         self, path: str, layer: Any, before: tuple[torch.Tensor, torch.Tensor], x: torch.Tensor
@@ -284,7 +300,7 @@ class _Refit:
         x: Any,
     ) -> None:
         weight = layer.weight.detach().flatten(1).float()
-        if weight.shape[1] > _COLUMNS or not entry.fitting:
+        if not entry.fitting:
             return
         bias = None if layer.bias is None else layer.bias.detach().float()
         wanted = self._of_kept(path, outputs, 1)

@@ -25,12 +25,22 @@ FITTED_SAMPLES = 512
 """Further ones that a pruned network is refitted on."""
 _MOST_VALUES = 2**22
 """Of inputs that go through a network at once: its layers need many times as much memory."""
+_OF_TOKEN = 256
+"""Values that a whole number among the inputs counts as: it becomes a vector."""
 _EXAMPLES = 2
 """Samples that the network is traced with: a batch of 1 hides what depends on the batch."""
 
 
-def calibration_batches(problem: Problem, seed: int, samples: int = SAMPLES) -> list[Any]:
+def calibration_batches(
+    problem: Problem, seed: int, samples: int = SAMPLES, least: int | None = None
+) -> list[Any]:
     """Return the first batches of the training split, of about so many samples.
+
+    Args:
+        problem: has the data.
+        seed: of its order.
+        samples: how many.
+        least: beyond so many samples, no more than go through a network at once; None is all.
 
     Raises:
         InputError: the split gives none.
@@ -40,11 +50,13 @@ def calibration_batches(problem: Problem, seed: int, samples: int = SAMPLES) -> 
     is_own = isinstance(loader, Inputter)
     batches = loader.batches(0) if is_own else seeded_batches(loader, seed, 0)
     found: list[Any] = []
-    count = 0
+    count = beyond = 0
     for batch in batches:
         found.append(batch)
+        if least is not None and count >= least:
+            beyond += sum(tensor.numel() for tensor in tensors_in(batch))
         count += batch_size_of(batch)
-        if count >= samples:
+        if count >= samples or beyond >= _MOST_VALUES:
             break
     close = getattr(batches, "close", None)
     if close is not None:
@@ -105,13 +117,14 @@ def joined_inputs(problem: Problem, network: nn.Module, batches: Sequence[Any]) 
     taken: list[list[torch.Tensor]] = []
     first: Inputs | None = None
     sizes: list[int] = []
+    values = 0
     for batch in batches:
         found = _arguments(problem, network, batch)
         tensors = [tensor.detach() for tensor in tensors_in([*found[0], *found[1].values()])]
         if first is not None and not _same_but_for_batch(taken[0], sizes[0], tensors):
             continue
-        values = sum(tensor.numel() for tensor in tensors)
-        if taken and sum(t.numel() for other in taken for t in other) + values > _MOST_VALUES:
+        values += sum(_weight(tensor) for tensor in tensors)
+        if taken and values > _MOST_VALUES:
             break
         first = first or found
         taken.append(tensors)
@@ -125,6 +138,11 @@ def joined_inputs(problem: Problem, network: nn.Module, batches: Sequence[Any]) 
         return torch.cat(parts) if is_batch else parts[0]
 
     return map_tensors(tuple(first[0]), join), map_tensors(first[1], join)
+
+
+def _weight(tensor: torch.Tensor) -> int:
+    """Return how many values a tensor counts as, of those that go through a network at once."""
+    return tensor.numel() * (1 if tensor.is_floating_point() else _OF_TOKEN)
 
 
 def _same_but_for_batch(

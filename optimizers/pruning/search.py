@@ -104,7 +104,7 @@ class PruningSearch:
             record = self.journal.find("trial", str(number))
             if record is not None:
                 self.budget.spend(int(record["drop"] is not None), record["epochs"])
-            elif any(int(trial["name"]) > number for trial in self.trials()):
+            elif self._went_on(number):
                 # It failed, and the search went on from that.
                 record = self._record(str(number), plan, "failed", time.monotonic())
                 self.budget.spend(1)
@@ -113,6 +113,15 @@ class PruningSearch:
             descent.learn(str(number), record["status"], record["drop"])
             if settings.dry_run and record["status"] != "failed":
                 return
+
+    def _went_on(self, number: int) -> bool:
+        """Whether the journal has anything of a later trial."""
+        kinds = ("trial", "pruned", "trained")
+        return any(
+            int(record["name"]) > number
+            for record in self.journal.records
+            if record["kind"] in kinds
+        )
 
     def trials(self) -> list[Record]:
         """Return all trials that ended, in their order."""
@@ -197,7 +206,7 @@ class PruningSearch:
         parent, before = self.load(plan.parent)
         groups = self._groups(parent)
         seed = self._seed(name)
-        fitting = calibration_batches(self.problem, seed, SAMPLES + FITTED_SAMPLES)
+        fitting = calibration_batches(self.problem, seed, SAMPLES + FITTED_SAMPLES, SAMPLES)
         if self.settings.dry_run:
             fitting = fitting[:2]
         batches = first_samples(fitting, SAMPLES)

@@ -125,16 +125,27 @@ def sensitivities(
 
 
 def mean_loss(problem: Problem, network: nn.Module, batches: Sequence[Any]) -> float:
-    """Return the mean loss of batches, with the statistics and dropout of eval mode."""
+    """Return the mean loss of batches, with the statistics and dropout of eval mode.
+
+    What is random all the same (a dropout that is no layer) is so in the same way each time: losses
+    are compared with each other.
+    """
     import torch
 
     total = 0.0
-    with torch.no_grad(), as_trained(network):
+    devices = {parameter.device for parameter in network.parameters()}
+    gpus = [device for device in devices if device.type == "cuda"]
+    with torch.no_grad(), as_trained(network), torch.random.fork_rng(gpus):
+        torch.manual_seed(0)
         for batch in batches:
             parts = list(loss_parts(problem.loss(network, batch)).values())
             total += float(sum(parts[1:], parts[0]))
     value = total / len(batches)
     return value if value == value else float("inf")
+
+
+_RANDOM = ("Norm", "Dropout", "DropPath", "StochasticDepth", "MultiheadAttention")
+"""In names of layers that compute something else, or something random, when they train."""
 
 
 @contextmanager
@@ -147,7 +158,7 @@ def as_trained(network: nn.Module) -> Iterator[None]:
     network.train()
     for layer in network.modules():
         name = type(layer).__name__
-        if "Norm" in name or "Dropout" in name or "DropPath" in name:
+        if any(part in name for part in _RANDOM):
             layer.eval()
     try:
         yield

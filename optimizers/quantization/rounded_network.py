@@ -51,13 +51,15 @@ def rounded_network(
 
     made = copy_module(network)
     parameters = {name: found for name, found in made.named_parameters() if found.dim() > 1}
-    arrays = {name: found.detach().cpu().numpy() for name, found in parameters.items()}
+    # Copies: what was rounded for one layer is looked for by the next one that shares it.
+    arrays = {name: found.detach().cpu().numpy().copy() for name, found in parameters.items()}
     layers = [layer for layer in quantizable_layers(graph) if plan.get(layer.name, FLOAT) != FLOAT]
     floats = graph_weights(graph, layers)
     stored, shifts = {}, {}
     if quantized is not None:
         stored, shifts = stored_weights(quantized, layers), bias_shifts(graph, quantized, layers)
     left: dict[str, str] = {}
+    shifted: set[str] = set()
     # Of layers that share a parameter, the one with the fewest bits comes last.
     for layer in sorted(layers, key=lambda layer: (-plan[layer.name].weight, layer.index)):
         match = find(layer, floats[layer.weight], arrays)
@@ -70,7 +72,9 @@ def rounded_network(
             value = _rounded(floats[layer.weight], layer, plan[layer.name], reduce_range)
         with torch.no_grad():
             parameters[name].copy_(torch.from_numpy(_unfolded(value, layer, follows, arrays[name])))
-            if layer.name in shifts:
+            # A bias that several calls share can be corrected for one of them only.
+            if layer.name in shifts and name not in shifted:
+                shifted.add(name)
                 _shift_bias(made, name, follows.factors, shifts[layer.name])
     return made, left
 

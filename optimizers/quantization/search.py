@@ -229,6 +229,9 @@ class QuantizationSearch:
         eight = {layer.name: self._option(8) for layer in self.choice.free}
         low, high = _total(noise, eight), _total(noise, smallest)
         best = self._bisected(noise, smallest, low, high)
+        last = self.trials.last
+        if last is not None and last["status"] == "slower":
+            return  # which no training changes
         if self._trains and (
             best is None or best["plan"] != told({**self.choice.fixed, **smallest})
         ):

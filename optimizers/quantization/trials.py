@@ -260,8 +260,14 @@ class Trials:
             record = self.journal.append("timed", name, interval=interval, elapsed=elapsed)
         return bool(record["interval"][1] < 1.0)
 
+    @property
+    def last(self) -> Record | None:
+        """The trial that ended last."""
+        return self.journal.find("trial", str(self._count))
+
     def _made(self) -> Iterator[Record]:
-        return (record for record in self.journal.records if record["kind"] == "trial")
+        kinds = ("trial", "trained")
+        return (record for record in self.journal.records if record["kind"] in kinds)
 
     def _make(
         self, name: str, plan: Plan, limit: float | None, train: bool, parent: str, start: float
