@@ -431,7 +431,7 @@ class _Optimization:
 
     def _macs(self, shown: Verdict, pruned: Verdict) -> Any:
         """Return what was measured of the result, with the size of the network that it holds."""
-        if shown.optimized is None or shown is pruned:
+        if shown.optimized is None or shown.command == "compress":
             return shown.optimized
         from ..optimizers.journal import read_journal
 
