@@ -7,8 +7,9 @@ network after as many epochs of further training. What counts is how many parame
     python benchmarks/bench_compress.py [digits] [resnet20] [vgg11] [vgg19]
 
 ``digits`` takes two minutes and is the default; the others take CIFAR-10 as images from
-``INGOT_SHARED`` and hours on a CPU. ``INGOT_BENCH_EPOCHS`` changes the number of epochs, and ``INGOT_BENCH_IMAGES`` takes so
-many of the images to train on, and a quarter as many to test: a recipe short enough for a CPU.
+``INGOT_SHARED`` and hours on a CPU. ``INGOT_BENCH_EPOCHS`` changes the number of epochs, and
+``INGOT_BENCH_IMAGES`` takes so many of the images to train on, and a quarter as many to test: a
+recipe short enough for a CPU.
 ``INGOT_BENCH_FOLDER`` is where everything is kept: a benchmark that was ended goes on from there.
 """
 
@@ -45,6 +46,7 @@ from ingot.training.train import train_network
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("INGOT_SHARED", HERE.parent.parent / "shared"))
+IMAGES = int(os.environ["INGOT_BENCH_IMAGES"]) if "INGOT_BENCH_IMAGES" in os.environ else None
 DELTA = 1.0
 TARGET = {"digits": 5.0, "resnet20": 1.5}
 """Of digits: parameters removed by us; of ResNet-20: the same, as a multiple of torch-pruning's."""
@@ -90,8 +92,8 @@ def cifar(folder: Path, entry: dict[str, Any], epochs: int, lr: float) -> dict[s
     classes = sorted({name.split("/")[1] for name in names})
     for split in ("train", "test"):
         rows = [(n, classes.index(n.split("/")[1])) for n in names if n.startswith(f"{split}/")]
-        most = int(os.environ.get("INGOT_BENCH_IMAGES", len(rows))) // (1 if split == "train" else 4)
-        rows = rows[:: max(1, len(rows) // max(1, most))]  # names are sorted by class
+        if IMAGES is not None:  # names are sorted by class
+            rows = rows[:: max(1, len(rows) // (IMAGES if split == "train" else IMAGES // 4))]
         with (folder / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
     kwargs = {
