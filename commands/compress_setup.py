@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from ..errors import SpecError, UsageError
 from ..specs import ModelSpec, load_spec
 from ..specs.sections import Stage
 from .search_run import RESERVED
+from .search_setup import check_delta, check_ways, named_spec
 
 if TYPE_CHECKING:
     from ..optimizers.budget import Forecast
@@ -94,8 +94,7 @@ def settle(
     from ..runtime.detect import detect, expand
     from ..runtime.sources import spec_label
 
-    if options.resume and options.fresh:
-        raise UsageError("found both --resume and --fresh; expected one of them")
+    check_ways(options.resume, options.fresh)
     if isinstance(spec, ModelSpec):
         loaded = spec
     else:
@@ -119,17 +118,7 @@ def settle(
         )
     import_framework("torch_pruning", "compress")
     stage = _stage(loaded, options.target, label)
-    evaluation = loaded.evaluation
-    if options.eval_key is not None:
-        evaluation = replace(evaluation, eval_key=options.eval_key)
-    if options.eval_split is not None:
-        evaluation = replace(evaluation, eval_split=options.eval_split)
-    if evaluation.confirm_split == evaluation.eval_split:
-        raise SpecError(
-            f"{label}: evaluation.confirm_split: found {evaluation.confirm_split!r}, which the"
-            " search measures on; expected another split"
-        )
-    loaded = replace(loaded, evaluation=evaluation)
+    loaded = named_spec(loaded, options.eval_key, options.eval_split, label)
     if stage.use_horovod and options.nproc == 1:
         logging.getLogger("ingot").warning(
             "%s: optimization.use_horovod: candidates train in one process; --nproc N takes more",
@@ -140,8 +129,7 @@ def settle(
             "%s: optimization names quantization, too; 'ingot optimize' does both", label
         )
     delta = stage.delta if options.delta is None else options.delta
-    if not (delta >= 0 and math.isfinite(delta)):
-        raise UsageError(f"--delta: found {delta}; expected a number of at least 0")
+    check_delta(delta)
     level = min(2, options.level or stage.level)
     deep = stage.deepsearch if options.deepsearch is None else options.deepsearch
     formats = options.formats or (loaded.export.format if loaded.export else None) or ("onnx",)
@@ -166,7 +154,7 @@ def settle(
             level,
             deep,
             options.exclude,
-            evaluation.eval_split,
+            loaded.evaluation.eval_split,
             options.seed,
             options.dry_run,
         ),

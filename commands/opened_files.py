@@ -29,23 +29,22 @@ def opened(
         path: the file.
         kind: how it answers; None as ``CallableModel`` does.
     """
-    from ..runtime.session import load
     from ..training.assess import evaluate_on
-    from ..training.evaluation import CallableModel
 
-    with load(path, threads=1) as loaded:
-        model = (kind or CallableModel)(loaded, path.name)
+    with callable_file(path, kind) as model:
         yield lambda batches: evaluate_on(problem, model, batches)[0]
 
 
 @contextmanager
-def callable_file(path: Path) -> Iterator[CallableModel]:
-    """Open a file in its runtime, as an evaluation function calls it."""
+def callable_file(
+    path: Path, kind: Callable[[Any, str], CallableModel] | None = None
+) -> Iterator[CallableModel]:
+    """Open a file in its runtime, as an evaluation function calls it; see :func:`opened`."""
     from ..runtime.session import load
     from ..training.evaluation import CallableModel
 
     with load(path, threads=1) as loaded:
-        yield CallableModel(loaded, path.name)
+        yield (kind or CallableModel)(loaded, path.name)
 
 
 def feeds_of(problem: Problem, path: Path, batches: Iterable[Any], samples: int) -> list[Feeds]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import IngotError, ModelError, OutputExistsError, UsageError
+from ..errors import IngotError, ModelError, OutputExistsError
 from ..runtime.atomic import replacing
 from ..specs import ModelSpec, load_spec
 from .compress import compress
@@ -22,13 +22,12 @@ from .quantize import quantize
 from .quantize_setup import (
     Bits,
     QuantizeOptions,
-    check_options,
     check_splits,
-    named_spec,
     rules_of,
 )
-from .search_folder import REPORT, VERDICT, run_folder
+from .search_folder import REPORT, VERDICT, require_way, run_folder
 from .search_run import Progress, Watch
+from .search_setup import check_delta, check_ways, named_spec
 from .shipping import OPTIMIZED, OWN_FORMAT
 from .signals import on_signals
 
@@ -104,13 +103,9 @@ def optimize(
         as :func:`ingot.compress` and :func:`ingot.quantize` do.
     """
     wanted = replace(options or OptimizeOptions(), **changes)
-    if wanted.resume and wanted.fresh:
-        raise UsageError("found both --resume and --fresh; expected one of them")
-    return _Optimization(Path(spec), wanted, overrides, progress or _silent, watch).run()
-
-
-def _silent(line: str) -> None:
-    return None
+    check_ways(wanted.resume, wanted.fresh)
+    report = progress or (lambda line: None)
+    return _Optimization(Path(spec), wanted, overrides, report, watch).run()
 
 
 class _Optimization:
@@ -137,11 +132,10 @@ class _Optimization:
         self.folder = run_folder("optimize", self.spec.name, options.output, key)
         self.started = time.monotonic()
         self.stop_requested = False
-        quantized = QuantizeOptions(
-            delta=options.delta, eval_key=options.eval_key, eval_split=options.eval_split
-        )
-        check_options(quantized)  # before anything long
-        check_splits(named_spec(self.spec, quantized, str(spec)), str(spec))
+        if options.delta is not None:  # before anything long
+            check_delta(options.delta)
+        named = named_spec(self.spec, options.eval_key, options.eval_split, str(spec))
+        check_splits(named, str(spec))
 
     def run(self) -> Verdict:
         from ..optimizers.journal import JOURNAL, LOCK, Journal, holder_of
@@ -248,12 +242,8 @@ class _Optimization:
         if not self.folder.is_dir():
             return
         is_ours = (self.folder / JOURNAL).exists()
-        if is_ours and not (self.options.resume or self.options.fresh):
-            raise UsageError(
-                f"{self.folder}: holds the journal of an earlier search; expected --resume or"
-                " --fresh",
-                hint="--resume goes on with it, --fresh removes it and starts over",
-            )
+        if is_ours:
+            require_way(self.folder, self.options.resume, self.options.fresh)
         for path in () if is_ours else sorted(self.folder.iterdir()):
             if path.name.startswith(OPTIMIZED) or path.name in (VERDICT, REPORT):
                 raise OutputExistsError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from .quantize_setup import (
     check_splits,
     formats_of,
     most_evaluations,
-    named_spec,
     settings_of,
 )
 from .quantize_training import Recovery, can_train
@@ -30,6 +30,7 @@ from .search_folder import FLOAT
 from .search_reference import Baseline, FirstBatches, measure_reference, metric_of, random_order
 from .search_result import are_there, read_results, save_results, shipped_files, shipped_results
 from .search_run import Progress, SearchRun, Watch, phases_so_far
+from .search_setup import named_spec
 from .shipping import REFERENCE
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class _Run(SearchRun):
     ) -> None:
         from ..exporters import check_format
 
-        problem.spec = named_spec(problem.spec, options, problem.label)
+        problem.spec = named_spec(problem.spec, options.eval_key, options.eval_split, problem.label)
         self.options = options
         self.model = model
         self.against = against
@@ -200,7 +201,7 @@ class _Run(SearchRun):
             told += [hash_model(self.live.network, None), hash_of(self.live.identity())]
         timing = (options.batch_size, options.threads) if self.quantization.is_fast else None
         if data is not None and problem.spec.run_key is None:
-            data = hash_of([data, hash_batches(self._calibration())])
+            data = hash_of([data, hash_batches(self._calibration)])
         against = None if self.against is None else tree_sha256(self.against)
         return {
             "command": self.command,
@@ -377,8 +378,9 @@ class _Run(SearchRun):
         found = profile_source(source, feed, feed, runs=1, warm_up=0).complexity
         return found.parameters, found.matrix_macs
 
+    @cached_property
     def _calibration(self) -> list[Any]:
-        """Return the batches that activations are calibrated on."""
+        """The batches that activations are calibrated on."""
         from ..optimizers.pruning.samples import calibration_batches
 
         settings = self.quantization
@@ -389,7 +391,7 @@ class _Run(SearchRun):
         if self._found_feeds:
             return self._found_feeds
         samples = self.quantization.calibration
-        feeds = feeds_of(self.problem, path, self._calibration(), samples)
+        feeds = feeds_of(self.problem, path, self._calibration, samples)
         self._found_feeds = feeds
         return feeds
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import SpecError, UsageError
 from ..specs import ModelSpec
 from .quantize_problem import CALIBRATION
+from .search_setup import check_delta, check_ways
 
 if TYPE_CHECKING:
     from ..optimizers.quantization.rules import LayerRules
@@ -65,41 +66,20 @@ def check_options(options: QuantizeOptions) -> None:
     Raises:
         UsageError: an option is impossible.
     """
-    if options.resume and options.fresh:
-        raise UsageError("found both --resume and --fresh; expected one of them")
+    check_ways(options.resume, options.fresh)
     if options.calibration is not None and options.calibration < 1:
         raise UsageError(f"--calibration: found {options.calibration}; expected 1 or more")
     ratio = options.skip_layers_ratio
     if ratio is not None and not 0 <= ratio <= 1:
         raise UsageError(f"--skip-layers-ratio: found {ratio}; expected 0 to 1")
-    delta = options.delta
-    if delta is not None and not (delta >= 0 and math.isfinite(delta)):
-        raise UsageError(f"--delta: found {delta}; expected a number of at least 0")
+    if options.delta is not None:
+        check_delta(options.delta)
     for name in options.formats:
         if name not in FORMATS:
             raise UsageError(
                 f"--format: found {name!r}; expected one of {', '.join(FORMATS)}",
                 hint="ingot export writes other formats, not quantized",
             )
-
-
-def named_spec(spec: ModelSpec, options: QuantizeOptions, label: str) -> ModelSpec:
-    """Return the spec with the metric and the split that options name.
-
-    Raises:
-        SpecError: the split to confirm on is the one that is measured on.
-    """
-    evaluation = spec.evaluation
-    if options.eval_key is not None:
-        evaluation = replace(evaluation, eval_key=options.eval_key)
-    if options.eval_split is not None:
-        evaluation = replace(evaluation, eval_split=options.eval_split)
-    if evaluation.confirm_split == evaluation.eval_split:
-        raise SpecError(
-            f"{label}: evaluation.confirm_split: found {evaluation.confirm_split!r}, which the"
-            " search measures on; expected another split"
-        )
-    return replace(spec, evaluation=evaluation)
 
 
 def check_splits(spec: ModelSpec, label: str) -> None:

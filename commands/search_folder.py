@@ -68,11 +68,7 @@ def prepare_folder(
             )
     exports = spec.export.kwargs.root_path if spec.export is not None else None
     if (folder / JOURNAL).exists():
-        if not (resume or fresh):
-            raise UsageError(
-                f"{folder}: holds the journal of an earlier search; expected --resume or --fresh",
-                hint="--resume goes on with it, --fresh removes it and starts over",
-            )
+        require_way(folder, resume, fresh)
         if fresh and holder_of(folder) is None:
             _remove_run(folder)
     else:
@@ -89,6 +85,19 @@ def prepare_folder(
         raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
+def require_way(folder: Path, resume: bool, fresh: bool) -> None:
+    """Refuse to touch an earlier search without being told how.
+
+    Raises:
+        UsageError: it is neither to go on nor to start over.
+    """
+    if not (resume or fresh):
+        raise UsageError(
+            f"{folder}: holds the journal of an earlier search; expected --resume or --fresh",
+            hint="--resume goes on with it, --fresh removes it and starts over",
+        )
+
+
 def discard_run(folder: Path, problem: Problem, was_there: bool) -> None:
     """Remove a run that ended with an error before anything was measured; there is nothing to keep.
 
@@ -101,7 +110,7 @@ def discard_run(folder: Path, problem: Problem, was_there: bool) -> None:
     for place in (folder, exports):
         for path in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
             if path.name.startswith(OWN_STEMS):  # none was there when the run began
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
     from ..optimizers.journal import LOCK
 
     _remove_run(folder)
@@ -131,7 +140,11 @@ def _remove_run(folder: Path) -> None:
     names |= {folder / name for name in OWN}
     names |= {folder / shipped_results(str(record.get("result"))) for record in records}
     for path in sorted(names):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -135,11 +135,14 @@ class SearchEnding(ABC):
         found = [trial for trial in self.trials() if trial["status"] == "accepted"]
         if self.settings.target == "latency":
             # Milliseconds of two moments do not compare; ratios to one reference do.
-            by_time = [
-                (it.get("latency_ratio") or it["latency_ms"], it["drop"], int(it["name"]))
-                for it in found
-            ]
-            return [trial for _, trial in sorted(zip(by_time, found, strict=True), key=_first)]
+            return sorted(
+                found,
+                key=lambda it: (
+                    it.get("latency_ratio") or it["latency_ms"],
+                    it["drop"],
+                    int(it["name"]),
+                ),
+            )
         return self.by_size(found)
 
     def reference(self) -> Record:
@@ -277,10 +280,6 @@ class SearchEnding(ABC):
             warnings=tuple(self.warnings()),
             **self.extra(best),
         )
-
-
-def _first(pair: tuple[Any, Any]) -> Any:
-    return pair[0]
 
 
 def comparison_values(found: Comparison) -> dict[str, Any]:
