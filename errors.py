@@ -85,6 +85,10 @@ class InputError(ModelError, ValueError):
     """Tensors handed to a model, or returned by it, do not fit its spec (exit code 5)."""
 
 
+class IsolationError(ModelError):
+    """The worker process of an isolated model died, hung or did not start (exit code 5)."""
+
+
 class MissingDependencyError(IngotError):
     """An optional dependency is not installed (exit code 6)."""
 

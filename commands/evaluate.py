@@ -189,7 +189,7 @@ def _opened(
     trust_code: bool,
 ) -> Iterator[Any]:
     """Open a model as something that is called with the arguments of the forward pass."""
-    from ..runtime.session import load
+    from ..runtime.loading import load
     from ..training.evaluation import CallableModel
 
     if problem is not None:

@@ -40,7 +40,7 @@ def callable_file(
     path: Path, kind: Callable[[Any, str], CallableModel] | None = None
 ) -> Iterator[CallableModel]:
     """Open a file in its runtime, as an evaluation function calls it; see :func:`opened`."""
-    from ..runtime.session import load
+    from ..runtime.loading import load
     from ..training.evaluation import CallableModel
 
     with load(path, threads=1) as loaded:
@@ -59,7 +59,7 @@ def feeds_of(problem: Problem, path: Path, batches: Iterable[Any], samples: int)
     Raises:
         InputError: the forward pass does not call the model.
     """
-    from ..runtime.session import load
+    from ..runtime.loading import load
     from ..training.assess import user_code
     from ..training.evaluation import CallableModel
 

@@ -213,7 +213,7 @@ def _opened(
     path: Path | None, problem: Problem, trust_code: bool, ignore_lock: bool
 ) -> Iterator[Any]:
     """Open a file, or the spec's own network, as what an evaluation calls."""
-    from ..runtime.session import load
+    from ..runtime.loading import load
     from ..training.evaluation import CallableModel
     from ..training.hardware import set_threads
 

@@ -30,8 +30,9 @@ from ..packagers import (
 )
 from ..packagers.base import PackageArguments, TensorSpecs, parsed
 from ..runtime.golden import compare
+from ..runtime.loading import load
 from ..runtime.package import Package
-from ..runtime.session import LoadedModel, load
+from ..runtime.session import LoadedModel
 from ..specs import TensorSpec
 from ..specs.dtypes import numpy_dtype
 

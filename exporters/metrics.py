@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CheckError
-from ..frameworks import LoadOptions
-from ..runtime.child import call_in_child, pack_source, unpack_source
+from ..frameworks import LoadOptions, open_model
+from ..runtime.child import call_in_child
+from ..runtime.exchange import pack_source, unpack_source
 from ..specs import ModelSpec, load_spec
 from .base import Array, Draft, Job
 
@@ -83,7 +84,9 @@ def serve(
             found, _ = evaluate_on(problem, problem.load_network(), loader)
         else:
             options = LoadOptions(threads=1)
-            with LoadedModel(source.label, source.framework, source, options, False) as loaded:
+            with LoadedModel(
+                source.label, source.framework, source.label, open_model(source, options), False
+            ) as loaded:
                 found, _ = evaluate_on(problem, CallableModel(loaded, source.label), loader)
         key = key or eval_key(problem, found)
         metrics.append(found.metrics)

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import CheckError, IngotError, MissingDependencyError, ModelError
 from ..frameworks import LoadOptions, ModelSource, open_model
-from ..runtime.child import call_in_child, pack_source, unpack_source
+from ..runtime.child import call_in_child
+from ..runtime.exchange import pack_source, unpack_source
 from ..runtime.golden import restore_dtype
 from ..runtime.layers import median_latency
 from ..specs.dtypes import numpy_dtype

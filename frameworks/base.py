@@ -108,12 +108,14 @@ class Model(ABC):
         outputs: what it returns; empty when only a run tells.
         native: the framework's own object (``nn.Module``, ``keras.Model``, ...), or None.
         version: the version of the framework that runs it.
+        concurrency: how many calls it can serve at once, from several threads.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     native: Any = None
     version: str = ""
+    concurrency: int = 1
 
     @abstractmethod
     def run(
@@ -137,6 +139,19 @@ class Model(ABC):
             arrays: as for :meth:`run`.
         """
         return []
+
+    def allocate(self, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Return memory for an input, zeros, that a run does not have to copy.
+
+        Args:
+            dtype: the element type, as in a spec; no string.
+            shape: its sizes.
+        """
+        import numpy as np
+
+        from ..specs.dtypes import numpy_dtype
+
+        return np.zeros(shape, numpy_dtype(dtype))
 
     def close(self) -> None:
         """Release what the model holds outside of Python's memory."""

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .golden import Golden
+    from .loading import load
     from .package import Package
-    from .session import LoadedModel, load
+    from .session import LoadedModel
 
 __all__ = ["Golden", "LoadedModel", "Package", "load"]
 
-_MODULES = {"Golden": "golden", "LoadedModel": "session", "Package": "package", "load": "session"}
+_MODULES = {
+    "Golden": "golden",
+    "LoadedModel": "session",
+    "Package": "package",
+    "load": "loading",
+}
 """Where each name is defined: checking hashes must not import NumPy."""
 
 

@@ -15,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import errors
-from ..errors import IngotError, ModelError, UsageError
-from ..frameworks import LoadOptions, ModelSource
+from ..errors import IngotError, ModelError
+from ..frameworks import ModelSource, open_model
 from ..frameworks.signatures import Signature, read_signature
-from ..specs import TensorSpec, parse_tensor_specs
+from ..specs import TensorSpec
+from .exchange import pack_error, pack_source, unpack_error, unpack_source, unpack_specs
 from .golden import Difference, Golden, compare, dump_npz, read_npz, restore_dtype
 
 Array = np.ndarray[Any, Any]
@@ -62,12 +62,12 @@ def run_source(source: ModelSource, inputs: Mapping[str, Array] | None) -> Sourc
             request["outputs"] = str(Path(folder, "outputs.npz"))
             Path(request["inputs"]).write_bytes(dump_npz(inputs))
         answer = _ask(request, folder, source.label)
-        outputs = _unpack_specs(answer["outputs"])
+        outputs = unpack_specs(answer["outputs"])
         arrays = {}
         if inputs is not None:
             read = read_npz(Path(request["outputs"]), source.label)
             arrays = {name: restore_dtype(array, name, outputs) for name, array in read.items()}
-        return SourceRun(_unpack_specs(answer["inputs"]), outputs, arrays)
+        return SourceRun(unpack_specs(answer["inputs"]), outputs, arrays)
 
 
 def describe_source(source: ModelSource) -> Signature:
@@ -80,7 +80,7 @@ def describe_source(source: ModelSource) -> Signature:
         request = {"action": "signature", "source": pack_source(source)}
         answer = _ask(request, folder, source.label)
         return Signature(
-            _unpack_specs(answer["inputs"]), _unpack_specs(answer["outputs"]), answer["mapping"]
+            unpack_specs(answer["inputs"]), unpack_specs(answer["outputs"]), answer["mapping"]
         )
 
 
@@ -141,7 +141,7 @@ def call_in_child(
     Args:
         function: ``package.module:name`` below ``ingot``; it is called with the request and the
             arrays, and returns the same: JSON values, and arrays by name.
-        request: JSON values; a source travels as :func:`pack_source` makes it.
+        request: JSON values; a source travels as :func:`exchange.pack_source` makes it.
         label: what the work is about, for messages.
         arrays: arrays by name.
 
@@ -183,7 +183,7 @@ def _ask(request: Mapping[str, Any], folder: str, label: str) -> dict[str, Any]:
     for message in answer.get("warnings", []):
         logger.warning("%s", message)
     if "error" in answer:
-        raise _unpack_error(answer["error"])
+        raise unpack_error(answer["error"])
     return answer
 
 
@@ -199,66 +199,6 @@ def _how_it_ended(process: subprocess.CompletedProcess[bytes]) -> str:
     return f"ended with status {process.returncode} and no answer{last}"
 
 
-def pack_source(source: ModelSource) -> dict[str, Any]:
-    """Return a source as JSON values."""
-    if source.native is not None:
-        raise UsageError(
-            f"{source.label}: a live module cannot be handed to another process",
-            hint="write a spec that names its code: ingot init",
-        )
-    packed: dict[str, Any] = {}
-    for field in fields(source):
-        value = getattr(source, field.name)
-        if field.name in ("inputs", "outputs"):
-            value = None if value is None else [spec.to_dict() for spec in value]
-        elif field.name == "custom_ops":
-            value = [str(path) for path in value]
-        elif field.name == "data_files":
-            value = {name: str(path) for name, path in value.items()}
-        elif isinstance(value, Path):
-            value = str(value)
-        elif isinstance(value, Mapping):
-            value = dict(value)
-        packed[field.name] = value
-    return packed
-
-
-def unpack_source(packed: dict[str, Any]) -> ModelSource:
-    """Rebuild what :func:`pack_source` took apart."""
-    packed = dict(packed)
-    for name in ("inputs", "outputs"):
-        if packed[name] is not None:
-            packed[name] = parse_tensor_specs(packed[name], name)
-    for name in ("path", "code_root", "data_root", "weights"):
-        if packed[name] is not None:
-            packed[name] = Path(packed[name])
-    packed["custom_ops"] = tuple(Path(path) for path in packed["custom_ops"])
-    packed["data_files"] = {name: Path(path) for name, path in packed["data_files"].items()}
-    packed["init_op_names"] = tuple(packed["init_op_names"])
-    return ModelSource(**packed)
-
-
-def _unpack_specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    """Rebuild specs; unlike those of a file, they may lack dtype and shape (a bare TorchScript)."""
-    return tuple(
-        TensorSpec(
-            entry["name"],
-            entry["dtype"],
-            None if entry["shape"] is None else tuple(entry["shape"]),
-            entry.get("optional", False),
-        )
-        for entry in entries
-    )
-
-
-def _unpack_error(packed: Mapping[str, Any]) -> IngotError:
-    """Build an error of the class that was raised in the other process, with its message."""
-    kind = getattr(errors, packed["class"], IngotError)
-    error: IngotError = IngotError.__new__(kind)
-    IngotError.__init__(error, packed["message"], hint=packed["hint"])
-    return error
-
-
 class _Collector(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -272,7 +212,9 @@ def _run_source(request: Mapping[str, Any]) -> dict[str, Any]:
     from .session import LoadedModel
 
     source = unpack_source(request["source"])
-    with LoadedModel(source.label, source.framework, source, LoadOptions(), check=True) as model:
+    with LoadedModel(
+        source.label, source.framework, source.label, open_model(source), check=True
+    ) as model:
         if "inputs" in request:
             arrays = read_npz(Path(request["inputs"]), "inputs")
             arrays = {
@@ -295,7 +237,7 @@ def _read_signature(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_package(request: Mapping[str, Any]) -> dict[str, Any]:
-    from .session import load
+    from .loading import load
 
     try:
         model = load(request["path"], trust_code=True, ignore_lock=request["ignore_lock"])
@@ -352,13 +294,7 @@ def main() -> None:
     try:
         answer = _ACTIONS[request["action"]](request)
     except IngotError as error:
-        answer = {
-            "error": {
-                "class": type(error).__name__,
-                "message": error.message,
-                "hint": error.hint,
-            }
-        }
+        answer = {"error": pack_error(error)}
     answer["warnings"] = collector.messages
     # Once this is written the parent ignores how the process ends: some frameworks abort while they
     # are torn down.

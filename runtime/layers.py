@@ -15,7 +15,8 @@ import numpy as np
 
 from ..frameworks import LoadOptions, Model, ModelSource, open_model
 from ..frameworks.base import LayerOutput, first_line
-from .child import call_in_child, pack_source, unpack_source
+from .child import call_in_child
+from .exchange import pack_source, unpack_source
 from .golden import restore_dtype
 
 Array = np.ndarray[Any, Any]

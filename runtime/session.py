@@ -1,89 +1,23 @@
-"""``ingot.load``: a model that is ready to run, with every call checked."""
+"""A model that is ready to run, with every call checked."""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..frameworks import LoadOptions, Model, ModelSource, installed_version, open_model
-from ..specs import TensorSpec, load_spec
-from .detect import bare_source, detect, expand
-from .package import Package
-from .requirements import check_lock, check_platform_version
-from .sources import source_from_spec
+from ..frameworks import Model
+from ..specs import TensorSpec, format_shape
 from .validation import TensorChecker
 
-
-def load(
-    path: str | Path,
-    *,
-    device: str = "cpu",
-    threads: int | None = None,
-    check: bool = True,
-    trust_code: bool = False,
-    ignore_lock: bool = False,
-) -> LoadedModel:
-    """Load a package, or a bare model file that says enough of itself.
-
-    Args:
-        path: a package (zip or directory), an ONNX, TorchScript or ``.keras`` file, a SavedModel
-            folder, a Ludwig model folder, or a spec file.
-        device: ``cpu``, ``gpu`` or ``gpu:N``; a missing GPU gives a warning and the CPU.
-        threads: threads of one operator; None leaves the framework's default.
-        check: check names, dtypes and shapes of every call. Hashes are always checked.
-        trust_code: the package may run Python code and load native operators that it carries.
-        ignore_lock: run even if locked requirements differ from what is installed.
-
-    Returns:
-        the model, a context manager.
-
-    Raises:
-        ModelError: it cannot be read, is damaged, or is not trusted.
-        MissingDependencyError: its framework, or a locked requirement, is not installed.
-    """
-    path = expand(path)
-    options = LoadOptions(device, threads)
-    kind = detect(path)
-    if kind == "spec":
-        spec = load_spec(path)
-        return LoadedModel(spec.name, spec.model.framework, source_from_spec(spec), options, check)
-    if kind != "package":
-        return LoadedModel(path.stem, kind, bare_source(path, kind), options, check)
-    with Package(path) as package:
-        package.require_trust(trust_code)
-        config = package.config
-        check_platform_version(
-            config.platform_version_semver,
-            config.platform,
-            installed_version(config.platform),
-            package.label,
-        )
-        lock = package.lock
-        if lock is not None and not ignore_lock:
-            check_lock(lock, package.label)
-        root, folder = path, None
-        if package.reader.is_directory and package.runs_code() is None:
-            package.reader.verify_hashes()
-        else:
-            # Code is copied even from a directory: what is imported must be what was hashed.
-            root = folder = Path(tempfile.mkdtemp(prefix="ingot-"))
-        try:
-            if folder is not None:
-                package.reader.extract(folder, "0/")
-            source = package.source(root)
-            return LoadedModel(config.name, config.platform, source, options, check, folder)
-        except BaseException:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 class LoadedModel:
@@ -101,16 +35,17 @@ class LoadedModel:
         self,
         name: str,
         platform: str,
-        source: ModelSource,
-        options: LoadOptions,
+        label: str,
+        model: Model,
         check: bool,
         folder: Path | None = None,
     ) -> None:
         self.name = name
         self.platform = platform
-        self._label = source.label
+        self._label = label
         self._cleanup = None
-        self._model: Model | None = open_model(source, options)
+        self._executor: ThreadPoolExecutor | None = None
+        self._model: Model | None = model
         if folder is not None:
             self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.inputs: tuple[TensorSpec, ...] = tuple(self._model.inputs)
@@ -166,8 +101,87 @@ class LoadedModel:
             return self._check_outputs(result, frozenset())
         return result
 
+    async def infer_async(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Compute the outputs of one batch without blocking the event loop.
+
+        As many calls run at once as there are workers; in this process one after the other. A call
+        whose task is cancelled runs to its end, and its outputs are dropped.
+
+        Args:
+            inputs: as for :meth:`infer`.
+            outputs: as for :meth:`infer`.
+
+        Returns:
+            arrays by output name.
+
+        Raises:
+            InputError, ModelError: as :meth:`infer`.
+        """
+        import asyncio
+
+        model = self._open()
+        if self._executor is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._executor = ThreadPoolExecutor(model.concurrency, thread_name_prefix="ingot-infer")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self.infer, inputs, outputs)
+
+    def allocate(self, name: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Return an array of zeros for an input; filled and passed to a call, it is not copied.
+
+        Args:
+            name: the input.
+            shape: its sizes, which have to fit the spec.
+
+        Returns:
+            an array of the input's dtype: for an isolated model in the memory that its workers
+            share. It may be used for many calls; a worker reads it only during a call.
+
+        Raises:
+            InputError: there is no such input, its type is string or unknown, or the shape differs.
+            SharedMemoryError: there is no memory left.
+        """
+        model = self._open()
+        spec = next((spec for spec in self.inputs if spec.name == name), None)
+        sizes = tuple(int(size) for size in shape)
+        if spec is None:
+            known = ", ".join(repr(known.name) for known in self.inputs) or "none"
+            raise InputError(f"{self._label}: unknown input {name!r}; expected {known}")
+        if spec.dtype in (None, "string"):
+            raise InputError(
+                f"{self._label}: input {name!r}: cannot allocate {spec.describe()}; expected a type"
+                " of numbers"
+            )
+        wanted = spec.shape
+        if any(size < 0 for size in sizes) or (
+            wanted is not None
+            and (
+                len(wanted) != len(sizes)
+                or any(
+                    type(dim) is int and dim != size
+                    for dim, size in zip(wanted, sizes, strict=True)
+                )
+            )
+        ):
+            raise InputError(
+                f"{self._label}: input {name!r}: found the shape {format_shape(sizes)}; expected"
+                f" {format_shape(wanted)}"
+            )
+        return model.allocate(spec.dtype or "", sizes)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers that run; none when the model is in this process."""
+        return list(getattr(self._open(), "worker_pids", ()))
+
     def close(self) -> None:
         """Release the model and remove what was extracted; it cannot be used afterwards."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
         if self._model is not None:
             self._model.close()
             self._model = None

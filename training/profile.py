@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import IngotError
 from ..frameworks import LoadOptions, Model, ModelSource, open_model
 from ..frameworks.base import first_line
-from ..runtime.child import call_in_child, pack_source, unpack_source
+from ..runtime.child import call_in_child
+from ..runtime.exchange import pack_source, unpack_source
 from ..runtime.golden import restore_dtype
 from .complexity import Array, Arrays, Complexity, LayerProfile, input_bytes
 

@@ -1,0 +1,399 @@
+"""The workers of one model: they serve calls in parallel, and are started again when they end."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import InputError, IsolationError
+from .limits import Isolation, describe_size, memory_of
+from .memory import Blocks, Lease
+from .process import NotBegunError, Worker
+from .tensors import Array, view
+
+_MEMORY_SECONDS = 0.05
+_POLL_SECONDS = 0.5
+_ATTEMPTS = 3
+"""How often a call is tried that no worker has begun with."""
+
+
+@dataclass
+class _Slot:
+    """The place of one worker.
+
+    Attributes:
+        number: 0-based.
+        state: ``starting``, ``idle``, ``busy`` or ``failed``.
+        worker: its process; None before the first.
+        error: why it could not be started.
+    """
+
+    number: int
+    state: str = "starting"
+    worker: Worker | None = None
+    error: BaseException | None = None
+
+
+class WorkerPool:
+    """Worker processes that all run one model; its methods are safe for threads.
+
+    Args:
+        label: the model, for messages.
+        isolation: how many workers, and what they may use.
+        payload: of LOAD.
+        threads: threads of one operator; None leaves that to the framework.
+        path: folders that the workers search first for modules.
+
+    Raises:
+        IngotError: a worker cannot load the model.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        isolation: Isolation,
+        payload: Mapping[str, Any],
+        threads: int | None = None,
+        path: Sequence[str] = (),
+    ) -> None:
+        self._state = state = _State(label, isolation, payload, threads, path)
+        self._finalizer = weakref.finalize(self, _close, state)
+        state.thread.start()
+        try:
+            self.ready = state.wait_for_start()
+        except BaseException:
+            self._finalizer()
+            raise
+
+    def call(
+        self, arrays: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run the model on one batch, in a worker that is free, or as soon as one is.
+
+        Args:
+            arrays: by input name.
+            outputs: names; None means all.
+
+        Returns:
+            arrays by output name; the memory of large ones is lent as long as they live.
+
+        Raises:
+            IsolationError: the worker died or hung during the call.
+            IngotError: the model failed.
+        """
+        return self._state.call(arrays, outputs)
+
+    def allocate(self, dtype: Any, shape: tuple[int, ...]) -> Array:
+        """Return an array in shared memory, filled with zeros, which calls do not copy.
+
+        Args:
+            dtype: a name of a spec, no string.
+            shape: its sizes.
+
+        Raises:
+            SharedMemoryError: there is no memory left.
+        """
+        return self._state.allocate(dtype, shape)
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers that run, in the order of their numbers."""
+        return self._state.pids()
+
+    def close(self) -> None:
+        """End all workers; calls in flight fail."""
+        self._finalizer()
+
+
+def _close(state: _State) -> None:
+    if state.owner == os.getpid():  # a fork of the caller has no workers
+        state.close()
+
+
+class _State:
+    """What the pool and its supervisor share; the supervisor's thread keeps no pool alive."""
+
+    def __init__(
+        self,
+        label: str,
+        isolation: Isolation,
+        payload: Mapping[str, Any],
+        threads: int | None,
+        path: Sequence[str],
+    ) -> None:
+        self.owner = os.getpid()
+        self._label = label
+        self._isolation = isolation
+        self._payload = payload
+        self._python = isolation.interpreter()
+        self._environment = isolation.environment(threads)
+        self._arguments = [f"--path={folder}" for folder in path]
+        self._blocks = Blocks(self._drop)
+        self._slots = [_Slot(number) for number in range(isolation.workers)]
+        self._idle: list[_Slot] = []
+        self._to_start = list(self._slots)
+        self._changed = threading.Condition()
+        self._closed = False
+        self._ready: dict[str, Any] | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self.thread = threading.Thread(target=self._supervise, name="ingot-workers", daemon=True)
+
+    # Calls, in the callers' threads.
+
+    def call(self, arrays: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        for attempt in range(_ATTEMPTS):
+            slot = self._acquire()
+            worker = slot.worker
+            assert worker is not None
+            try:
+                return worker.call(arrays, outputs, self._isolation.timeout)
+            except NotBegunError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise IsolationError(
+                        f"{self._label}: {_ATTEMPTS} workers in a row ended before the call"
+                    ) from None
+            except IsolationError:
+                if self._closed:
+                    raise self._closed_error() from None
+                raise
+            finally:
+                self._release(slot)
+        raise AssertionError
+
+    def _acquire(self) -> _Slot:
+        """Return a worker that is free; wait for one, and start one when there is none."""
+        if self.owner != os.getpid():
+            raise InputError(
+                f"{self._label}: its workers belong to another process, which this one was forked"
+                " from",
+                hint="load the model in this process",
+            )
+        tried: _Slot | None = None
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise self._closed_error()
+                if self._idle:
+                    slot = self._idle.pop()
+                    slot.state = "busy"
+                    return slot
+                if tried is not None and tried.state == "failed":
+                    assert tried.error is not None
+                    raise tried.error
+                if all(slot.state == "failed" for slot in self._slots):
+                    tried = self._slots[0]
+                    self._restart(tried)
+                self._changed.wait()
+
+    def _release(self, slot: _Slot) -> None:
+        worker = slot.worker
+        assert worker is not None
+        ended = worker.poll()
+        if ended:
+            worker.end()
+        with self._changed:
+            if self._closed:
+                return
+            if ended:
+                self._restart(slot)
+            else:
+                self._set_idle(slot)
+
+    def _set_idle(self, slot: _Slot) -> None:
+        slot.state = "idle"
+        self._idle.append(slot)
+        self._changed.notify()
+
+    def _restart(self, slot: _Slot) -> None:
+        slot.state = "starting"
+        self._to_start.append(slot)
+        self._wake()
+
+    def _closed_error(self) -> InputError:
+        return InputError(f"{self._label}: the model is closed")
+
+    def allocate(self, dtype: str, shape: tuple[int, ...]) -> Array:
+        from math import prod
+
+        from ...specs.dtypes import numpy_dtype
+        from .tensors import empty
+
+        length = prod(shape) * numpy_dtype(dtype).itemsize
+        if length == 0:
+            return empty(dtype, shape)
+        block = self._blocks.take(length)
+        array = view(Lease(block, block.address, self._blocks.give), 0, dtype, length, shape)
+        array.fill(0)
+        return array
+
+    def _drop(self, number: int) -> None:
+        for slot in self._slots:
+            if slot.worker is not None:
+                slot.worker.drop(number)
+
+    def pids(self) -> list[int]:
+        with self._changed:
+            return [
+                slot.worker.pid
+                for slot in self._slots
+                if slot.worker is not None and slot.state in ("idle", "busy")
+            ]
+
+    # Start and end.
+
+    def wait_for_start(self) -> dict[str, Any]:
+        """Wait until every worker has loaded the model, and return what the first one said."""
+        with self._changed:
+            while True:
+                for slot in self._slots:
+                    if slot.error is not None:
+                        raise slot.error
+                if self._ready is not None and all(slot.state == "idle" for slot in self._slots):
+                    return self._ready
+                self._changed.wait()
+
+    def close(self) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        self._wake()
+        if self.thread.ident is not None:
+            self.thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self._blocks.close()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # it has been woken often enough
+            os.write(self._wake_write, b"x")
+
+    # The supervisor: processes are started in its thread, which they end with.
+
+    def _supervise(self) -> None:
+        watched: dict[int, _Slot] = {}
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        timeout = _MEMORY_SECONDS if self._isolation.memory_limit is not None else None
+        try:
+            while not self._closed:
+                self._start_waiting(poll, watched)
+                seconds = timeout if hasattr(os, "pidfd_open") else timeout or _POLL_SECONDS
+                ready = poll.poll(None if seconds is None else seconds * 1000)
+                for descriptor, _ in ready:
+                    if descriptor == self._wake_read:
+                        os.read(self._wake_read, 1 << 16)
+                    else:
+                        poll.unregister(descriptor)
+                        os.close(descriptor)
+                        del watched[descriptor]
+                self._restart_ended()
+                if self._isolation.memory_limit is not None:
+                    self._check_memory(self._isolation.memory_limit)
+        finally:
+            for descriptor in watched:
+                os.close(descriptor)
+            self._end_all()
+
+    def _start_waiting(self, poll: select.poll, watched: dict[int, _Slot]) -> None:
+        while True:
+            with self._changed:
+                if not self._to_start or self._closed:
+                    return
+                slot = self._to_start.pop(0)
+            try:
+                worker = self._start(slot)
+            except BaseException as error:
+                self._failed(slot, error)
+                continue
+            if hasattr(os, "pidfd_open"):
+                try:
+                    descriptor = os.pidfd_open(worker.pid)
+                except ProcessLookupError:
+                    pass
+                else:
+                    watched[descriptor] = slot
+                    poll.register(descriptor, select.POLLIN)
+            threading.Thread(
+                target=self._load, args=(slot, worker), name="ingot-worker-start", daemon=True
+            ).start()
+
+    def _start(self, slot: _Slot) -> Worker:
+        arguments = list(self._arguments)
+        cpus = self._isolation.cpus_of(slot.number)
+        if cpus is not None:
+            arguments.append("--cpus=" + ",".join(map(str, cpus)))
+        worker = Worker(
+            f"worker {slot.number + 1}",
+            self._label,
+            self._blocks,
+            self._python,
+            arguments,
+            self._environment,
+        )
+        with self._changed:
+            slot.worker, slot.error = worker, None
+        return worker
+
+    def _load(self, slot: _Slot, worker: Worker) -> None:
+        try:
+            ready = worker.load(self._payload, self._isolation.start_timeout)
+        except BaseException as error:
+            self._failed(slot, error)
+            return
+        with self._changed:
+            if self._closed:
+                return
+            self._ready = self._ready or ready
+            self._set_idle(slot)
+            self._changed.notify_all()
+
+    def _failed(self, slot: _Slot, error: BaseException) -> None:
+        with self._changed:
+            slot.state, slot.error = "failed", error
+            self._changed.notify_all()
+
+    def _restart_ended(self) -> None:
+        """Start those again that ended while no call was with them."""
+        with self._changed:
+            for slot in list(self._idle):
+                assert slot.worker is not None
+                if slot.worker.poll():
+                    self._idle.remove(slot)
+                    slot.worker.end()
+                    self._restart(slot)
+
+    def _check_memory(self, limit: int) -> None:
+        for slot in self._slots:
+            worker = slot.worker
+            if worker is None or worker.poll():
+                continue
+            used = memory_of(worker.pid)
+            if used > limit:
+                worker.kill(
+                    f"used {describe_size(used)} of memory, more than its limit of"
+                    f" {describe_size(limit)}, and was ended"
+                )
+
+    def _end_all(self) -> None:
+        with self._changed:
+            self._closed = True
+            idle = [slot.worker for slot in self._idle]
+            workers = [slot.worker for slot in self._slots]
+        for worker in workers:
+            if worker is not None and not worker.poll():
+                worker.kill("was ended, because the model was closed")
+        for worker in workers:
+            if worker is not None:
+                worker.wait()
+        for worker in idle:  # the thread that waits for an answer of any other one closes it
+            if worker is not None:
+                worker.end()

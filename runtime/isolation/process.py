@@ -1,0 +1,387 @@
+"""One worker process, seen by its caller: started, called, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ... import errors
+from ...errors import IsolationError, MissingDependencyError
+from ..exchange import unpack_error
+from . import protocol, tensors
+from .memory import Block, Blocks, Lease, create, map_received, owner_of
+from .memory import Mapping as SharedMapping
+from .protocol import Connection, ConnectionClosed, Message, ProtocolError, entry
+from .tensors import Array, Received, Reference
+
+_COPY_BELOW = 1 << 15
+"""Outputs of a call that are smaller, in bytes, are copied: lending a block costs more."""
+
+_PROGRESS = struct.Struct("=Q")
+_END_SECONDS = 2.0
+_STARTER = Path(__file__).with_name("__main__.py")
+
+
+class NotBegunError(Exception):
+    """A worker was gone before it had begun with a call, which is safe to repeat."""
+
+
+class Worker:
+    """A worker process.
+
+    Its process is started by the constructor, in the thread that has to live as long as it: the
+    kernel ends the worker with that thread.
+
+    Args:
+        name: what messages call it (``worker 1``).
+        label: the model, for messages.
+        blocks: where inputs are written.
+        python: the interpreter.
+        arguments: further arguments of the worker.
+        environment: of the process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        label: str,
+        blocks: Blocks,
+        python: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> None:
+        self._name, self._label = name, label
+        self._python = python
+        self._blocks = blocks
+        self._sequence = 0
+        self._known: set[int] = set()
+        self._drops: deque[int] = deque()
+        self._received = Received()
+        self._freed: deque[int] = deque()
+        self.ended_by: str | None = None
+        descriptor = create(_PROGRESS.size)
+        self._progress_descriptor = os.dup(descriptor)
+        self._progress = map_received(descriptor, _PROGRESS.size).bytes
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._process = subprocess.Popen(
+                [python, str(_STARTER), "--fd", str(theirs.fileno()), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=_standard_error(),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**environment, "INGOT_WORKER_PARENT": str(os.getpid())},
+            )
+        except OSError as error:
+            ours.close()
+            os.close(self._progress_descriptor)
+            raise IsolationError(
+                f"{label}: cannot start the interpreter {python}: {error.strerror}"
+            ) from error
+        finally:
+            theirs.close()
+        self._connection = Connection(ours)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def load(self, payload: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+        """Have the worker load its model, and return the payload of READY.
+
+        Args:
+            payload: of LOAD.
+            timeout: seconds that the start may take.
+
+        Raises:
+            IngotError: the model cannot be loaded, or the worker did not answer; it has ended.
+        """
+        try:
+            hello = self._connection.receive(timeout)
+            if hello.kind == protocol.ERROR:
+                self._raise(hello.payload)
+            protocol.expect(hello, protocol.HELLO)
+            self._connection.send(protocol.LOAD, 0, payload, [self._progress_descriptor])
+            ready = self._connection.receive(timeout)
+            if ready.kind == protocol.ERROR:
+                self._raise(ready.payload)
+            return protocol.expect(ready, protocol.READY).payload
+        except ConnectionClosed:
+            how = self.end()
+            raise IsolationError(
+                f"{self._label}: {self._name} {how} before the model was loaded",
+                hint=f"expected a Python interpreter; found {self._python}"
+                if self._python != sys.executable
+                else None,
+            ) from None
+        except TimeoutError:
+            self.end()
+            raise IsolationError(
+                f"{self._label}: {self._name} did not load the model within {timeout:g} s"
+                " and was ended",
+                hint="give it more time: --start-timeout (start_timeout=... in Python)",
+            ) from None
+        except ProtocolError as error:
+            self._refuse(error)
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            os.close(self._progress_descriptor)
+
+    def call(
+        self, arrays: Mapping[str, Array], outputs: Sequence[str] | None, timeout: float | None
+    ) -> dict[str, Array]:
+        """Run the model on one batch.
+
+        Args:
+            arrays: by input name; those that lie in shared memory are not copied.
+            outputs: names; None means all.
+            timeout: seconds that it may take; None has no limit.
+
+        Raises:
+            IsolationError: the worker died or hung; it has ended.
+            NotBegunError: the worker was gone before it began with this call.
+            IngotError: the model failed; the worker goes on.
+        """
+        references, block = tensors.place(arrays, self._blocks.take, self._find)
+        used = self._blocks_of(arrays, block)
+        try:
+            message = self._exchange(references, used, outputs, timeout)
+            kept = message.payload.get("kept")
+            for found in used if kept else ():
+                found.kept = found.kept or found.number in kept
+            if message.kind == protocol.ERROR:
+                self._raise(message.payload)
+            return self._outputs(message)
+        except ProtocolError as error:
+            self._refuse(error)
+        finally:
+            if block is not None:
+                self._blocks.give(block)
+
+    def _exchange(
+        self,
+        references: Mapping[str, Reference],
+        used: Sequence[Block],
+        outputs: Sequence[str] | None,
+        timeout: float | None,
+    ) -> Message:
+        """Send an INFER and return its answer; whatever else happens, the worker has ended."""
+        self._sequence = sequence = self._sequence % 0xFFFFFFFF + 1
+        try:
+            new = [block for block in used if block.number not in self._known]
+            payload = {
+                "tensors": references,
+                "outputs": outputs,
+                "map": [(found.number, found.size) for found in new],
+                "drop": _drained(self._drops, self._known),
+                "free": _drained(self._freed),
+            }
+            try:
+                descriptors = [found.descriptor for found in new]
+                self._connection.send(protocol.INFER, sequence, payload, descriptors)
+                self._known.update(found.number for found in new)
+                message = self._connection.receive(timeout)
+            except ConnectionClosed:
+                how = self.end()
+                if self._begun() != sequence and self.ended_by is None:
+                    raise NotBegunError from None
+                raise IsolationError(
+                    f"{self._label}: {self._name} {how} during a call",
+                    hint="it is started again: the next call works",
+                ) from None
+            except TimeoutError:
+                self.end()
+                raise IsolationError(
+                    f"{self._label}: {self._name} did not answer within {timeout:g} s"
+                    " and was ended",
+                    hint="it is started again; more time is given by --timeout (timeout=...)",
+                ) from None
+            protocol.expect(message, protocol.RESULT, protocol.ERROR)
+            if message.sequence != sequence:
+                raise ProtocolError(f"found the answer to call {message.sequence}, not {sequence}")
+            return message
+        except (ProtocolError, NotBegunError, IsolationError):
+            raise
+        except BaseException:  # Ctrl-C: an answer that comes later must not meet the next call
+            self.end()
+            raise
+
+    def _begun(self) -> int:
+        number: int = _PROGRESS.unpack_from(self._progress)[0]
+        return number
+
+    def _find(self, array: Array) -> Reference | None:
+        """Return where an array lies in a block of this model's caller, or None."""
+        block = self._block_of(array)
+        if block is None or not array.flags.c_contiguous:
+            return None
+        offset = array.__array_interface__["data"][0] - block.address
+        if offset % tensors.ALIGNMENT:
+            return None
+        return [block.number, offset, tensors.name_of(array.dtype), array.shape]
+
+    def _blocks_of(self, arrays: Mapping[str, Array], block: Block | None) -> list[Block]:
+        """Return the caller's blocks that a call uses, each one once."""
+        used = [] if block is None else [block]
+        for array in arrays.values():
+            found = self._block_of(array)
+            if found is not None and found not in used:
+                used.append(found)
+        return used
+
+    def _block_of(self, array: Array) -> Block | None:
+        owner = owner_of(array)
+        if type(owner) is not Lease or not isinstance(owner.block, Block):
+            return None
+        return owner.block if owner.block.owner is self._blocks else None
+
+    def drop(self, number: int) -> None:
+        """Tell the worker, with the next call, that a block of the caller's is gone."""
+        self._drops.append(number)
+
+    def _outputs(self, message: Message) -> dict[str, Array]:
+        payload = message.payload
+        self._received.introduce(entry(payload, "map", list), message.descriptors)
+        references = entry(payload, "tensors", dict)
+        checked = {
+            name: tensors.check(reference, self._received.contents, name)
+            for name, reference in references.items()
+        }
+        used = sorted({number for number, *_ in checked.values() if number})
+        small = sum(length for _, _, _, length, _ in checked.values()) < _COPY_BELOW
+        leases: dict[int, Lease] = {}
+        found: dict[str, Array] = {}
+        for name, (number, offset, dtype, length, shape) in checked.items():
+            if number == 0:
+                found[name] = tensors.empty(dtype, shape)
+                continue
+            data = self._received.contents[number][offset : offset + length]
+            if dtype == "string":
+                found[name] = tensors.unpack_strings(data, shape)
+            elif small:
+                found[name] = data.view(tensors.numpy_dtype(dtype)).reshape(shape).copy()
+            else:
+                if number not in leases:
+                    mapping = self._received.mappings[number]
+                    leases[number] = Lease((number, mapping), mapping.address, self._lease_ended)
+                found[name] = tensors.view(leases[number], offset, dtype, length, shape)
+        self._freed.extend(number for number in used if number not in leases)
+        self._received.drop(entry(payload, "drop", list))
+        return found
+
+    def _lease_ended(self, block: tuple[int, SharedMapping]) -> None:
+        self._freed.append(block[0])
+
+    def _raise(self, payload: Mapping[str, Any]) -> NoReturn:
+        """Raise what an ERROR tells, as the same class where there is one."""
+        kind = getattr(errors, str(payload.get("type")), None)
+        message, hint = str(payload.get("message")), payload.get("hint")
+        if kind is MissingDependencyError and self._python != sys.executable:
+            message += f" (in the worker, under {self._python})"
+            if hint is not None:
+                hint = hint.replace("pip install", f"{self._python} -m pip install", 1)
+        if kind is None:
+            kind = IsolationError
+            message = f"{self._label}: {self._name}: {message}"
+        error = unpack_error({"class": kind.__name__, "message": message, "hint": hint})
+        error.framework_version = payload.get("framework_version")  # type: ignore[attr-defined]
+        raise error
+
+    def _refuse(self, error: ProtocolError) -> NoReturn:
+        self.end()
+        raise IsolationError(
+            f"{self._label}: {self._name} broke the worker protocol and was ended: {error}"
+        ) from error
+
+    def end(self) -> str:
+        """End the process and all that it started, if it still runs; return how it ended."""
+        running = self._process.poll() is None
+        if running:
+            try:
+                # A worker whose socket is closed is about to end: let it say how by itself.
+                self._process.wait(_END_SECONDS if self._closed() else 0)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._connection.close()
+        return self.ended_by or _how_ended(self._process.pid, self._process.wait())
+
+    def _closed(self) -> bool:
+        """Whether the worker has closed its end of the socket."""
+        try:
+            self._connection.socket.setblocking(False)
+            return self._connection.socket.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def kill(self, reason: str | None = None) -> None:
+        """Kill the process and all that it started.
+
+        Args:
+            reason: what to say of how it ended.
+        """
+        if reason is not None:
+            self.ended_by = f"(process {self._process.pid}) {reason}"
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            self._process.kill()
+
+    def wait(self) -> None:
+        """Wait until the process has ended."""
+        self._process.wait()
+
+    def poll(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+
+def _drained(waiting: deque[int], known: set[int] | None = None) -> list[int]:
+    """Empty a queue that other threads add to; only what is in ``known``, which loses it."""
+    found = []
+    while waiting:
+        number = waiting.popleft()
+        if known is None:
+            found.append(number)
+        elif number in known:
+            known.discard(number)
+            found.append(number)
+    return found
+
+
+def _standard_error() -> int:
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return 2
+
+
+def _how_ended(pid: int, code: int) -> str:
+    """Say how a process ended, by its return code as ``subprocess`` gives it."""
+    if code >= 0:
+        return f"(process {pid}) ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    meaning = {
+        "SIGSEGV": ", a segmentation fault",
+        "SIGABRT": ", an abort",
+        "SIGKILL": ", by somebody or for lack of memory",
+        "SIGILL": ", an instruction that this CPU does not know",
+        "SIGBUS": ", a bus error",
+    }.get(name, "")
+    return f"(process {pid}) was ended by {name}{meaning}"
