@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .options import Settings, common_options, force_option, trust_options
+from .options import Settings, common_options, force_option, isolation_options, trust_options
 
 
 @click.command(
@@ -41,6 +43,7 @@ from .options import Settings, common_options, force_option, trust_options
     help="Calls before the timed ones.",
 )
 @click.option("--no-check", is_flag=True, help="Skip the checks of names, types and shapes.")
+@isolation_options
 @trust_options
 @force_option
 @common_options
@@ -60,6 +63,7 @@ def command(
     trust_code: bool,
     ignore_lock: bool,
     force: bool,
+    isolation: dict[str, Any],
 ) -> None:
     """Run MODEL on inputs and print, or write, its outputs.
 
@@ -86,6 +90,7 @@ def command(
         trust_code=trust_code,
         ignore_lock=ignore_lock,
         force=force,
+        **isolation,
     )
     if settings.json:
         settings.print_json(result.to_dict())

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .durations import Duration
+
 SCHEMA_VERSION = 1
 """Version of the documents that ``--json`` prints."""
 
@@ -162,6 +164,57 @@ def trust_code_option(function: Function) -> Function:
         is_flag=True,
         help="Let the package run code that it carries (Python, native operators).",
     )(function)
+
+
+def isolation_options(function: Function) -> Function:
+    """Add the options of worker processes; the function gets them as ``isolation``, a mapping."""
+
+    @click.option("--isolate", is_flag=True, help="Run the model in worker processes of its own.")
+    @click.option(
+        "--python",
+        metavar="EXE",
+        help="The workers' interpreter (needs NumPy and the framework only).",
+    )
+    @click.option("--workers", type=int, metavar="N", help="Worker processes (1).")
+    @click.option(
+        "--timeout", type=Duration(), metavar="TIME", help="What one call may take (2, 15m)."
+    )
+    @click.option(
+        "--start-timeout", type=Duration(), metavar="TIME", help="What loading may take (2m)."
+    )
+    @click.option("--memory-limit", metavar="SIZE", help="Memory that a worker may use (2G).")
+    @click.option("--cpus", metavar="LIST", help="CPUs that the workers share (0,2-5).")
+    @click.option(
+        "--install-lock",
+        is_flag=True,
+        help="Install the package's locked requirements for its workers.",
+    )
+    @wraps(function)
+    def wrapper(
+        *args: Any,
+        isolate: bool,
+        python: str | None,
+        workers: int | None,
+        timeout: float | None,
+        start_timeout: float | None,
+        memory_limit: str | None,
+        cpus: str | None,
+        install_lock: bool,
+        **kwargs: Any,
+    ) -> Any:
+        isolation = {
+            "isolate": isolate,
+            "python": python,
+            "workers": workers,
+            "timeout": timeout,
+            "start_timeout": start_timeout,
+            "memory_limit": memory_limit,
+            "cpus": cpus,
+            "install_lock": install_lock,
+        }
+        return function(*args, isolation=isolation, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
 
 
 def set_option(function: Function) -> Function:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,14 @@ def infer(
     trust_code: bool = False,
     ignore_lock: bool = False,
     force: bool = False,
+    isolate: bool = False,
+    python: str | Path | None = None,
+    workers: int | None = None,
+    timeout: float | None = None,
+    start_timeout: float | None = None,
+    memory_limit: int | str | None = None,
+    cpus: str | Sequence[int] | None = None,
+    install_lock: bool = False,
 ) -> InferResult:
     """Load a model, run it once, and write or return its outputs.
 
@@ -110,6 +118,15 @@ def infer(
         trust_code: the package may run code that it carries.
         ignore_lock: run even if locked requirements differ from what is installed.
         force: replace an existing ``output``.
+        isolate: run it in worker processes; this and what follows is as for :func:`ingot.load`.
+            With ``batch_size`` the workers compute as many slices at once.
+        python: the workers' interpreter.
+        workers: how many processes.
+        timeout: seconds that one call may take.
+        start_timeout: seconds in which a worker has to have loaded the model.
+        memory_limit: memory that a worker may use, in bytes or as ``"2G"``.
+        cpus: the CPUs of the workers, numbers or ``"0,2-5"``.
+        install_lock: install the package's locked requirements for its workers.
 
     Raises:
         InputError: an input cannot be read or does not fit the model.
@@ -129,6 +146,14 @@ def infer(
         check=check,
         trust_code=trust_code,
         ignore_lock=ignore_lock,
+        isolate=isolate,
+        python=python,
+        workers=workers,
+        timeout=timeout,
+        start_timeout=start_timeout,
+        memory_limit=memory_limit,
+        cpus=cpus,
+        install_lock=install_lock,
     ) as loaded:
         wanted = list(dict.fromkeys(outputs)) or None
         if batch_size is not None and inputs_file is not None and output is not None:
@@ -220,7 +245,34 @@ def _stream(
     with SlicedInputs(Path(file).expanduser(), loaded.inputs, given) as reader:
         check_joinable(loaded.outputs, wanted, reader.symbol)
         with SlicedOutputs(Path(output).expanduser(), reader.rows) as writer:
-            for rows, arrays in reader.slices(batch_size):
-                writer.append(rows, loaded.infer(arrays, wanted))
+            slices = reader.slices(batch_size)
+            for rows, results in _in_order(loaded, slices, wanted):
+                writer.append(rows, results)
             writer.commit()
         return reader.rows
+
+
+def _in_order(
+    loaded: LoadedModel, slices: Iterable[tuple[Any, dict[str, Array]]], wanted: list[str] | None
+) -> Iterator[tuple[Any, dict[str, Array]]]:
+    """Yield the outputs of slices in their order; as many run at once as the model has workers."""
+    if loaded.concurrency == 1:
+        for rows, arrays in slices:
+            yield rows, loaded.infer(arrays, wanted)
+        return
+    from collections import deque
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    waiting: deque[tuple[Any, Future[dict[str, Array]]]] = deque()
+    with ThreadPoolExecutor(loaded.concurrency) as threads:
+        try:
+            for rows, arrays in slices:
+                waiting.append((rows, threads.submit(loaded.infer, arrays, wanted)))
+                if len(waiting) > loaded.concurrency:  # one more is read while they all are busy
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        except BaseException:
+            loaded.close()  # nobody waits for the calls in flight
+            raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+OutputMemory = Callable[[Mapping[str, tuple[str, tuple[int, ...]]]], "dict[str, Any]"]
+"""Makes arrays for outputs, given element type (no string) and shape of each one by name."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,21 @@ class Model(ABC):
         Returns:
             arrays by output name; strings are NumPy unicode arrays.
         """
+
+    def run_into(
+        self, arrays: Arrays, outputs: Sequence[str] | None, memory: OutputMemory
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Compute the outputs of one batch, in the caller's memory where the framework can do that.
+
+        Args:
+            arrays: as for :meth:`run`.
+            outputs: as for :meth:`run`.
+            memory: returns arrays to write to, given element type and shape by output name.
+
+        Returns:
+            arrays by output name: those of ``memory``, or others.
+        """
+        return self.run(arrays, outputs)
 
     def layers(self, arrays: Arrays) -> list[LayerOutput]:
         """Run one batch and return what each layer returned, in order; empty where none can tell.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from .base import (
 from .onnx_packed import full_speed
 
 if TYPE_CHECKING:
-    from .base import Arrays
+    from .base import Arrays, OutputMemory
 
 _TYPES = {
     "float": "float32",
@@ -37,6 +38,8 @@ _TYPES = {
     **{name: name for name in ("uint8", "uint16", "uint32", "uint64")},
 }
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_BIND_BYTES = 1 << 18
+_MOST_SHAPES = 64
 
 
 def import_onnxruntime() -> Any:
@@ -111,6 +114,7 @@ class _OnnxModel(Model):
         self.inputs, self.outputs = require_specs(source, inputs, outputs)
         self._output_names = [spec.name for spec in self.outputs]
         self._strings = {spec.name for spec in self.outputs if spec.dtype == "string"}
+        self._large_outputs: dict[Any, dict[str, tuple[str, tuple[int, ...]]]] = {}
         self._bfloat16 = any(spec.dtype == "bfloat16" for spec in (*inputs, *outputs))
 
     def run(
@@ -129,6 +133,54 @@ class _OnnxModel(Model):
             if name in named:
                 named[name] = decode_strings(np.asarray(named[name], dtype=object))
         return named
+
+    def run_into(
+        self, arrays: Arrays, outputs: Sequence[str] | None, memory: OutputMemory
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        names = self._output_names if outputs is None else list(outputs)
+        shapes = (tuple(names), *((name, array.shape) for name, array in arrays.items()))
+        known = self._large_outputs.get(shapes)
+        if known:
+            targets = memory(known)
+            try:
+                self._session.run_with_iobinding(self._binding(arrays, names, targets))
+                return targets
+            except Exception as error:
+                # Sizes that depend on values, or an error of the model: which of them, a plain run
+                # tells.
+                logging.getLogger("ingot").debug("%s: no binding: %s", self._label, error)
+                self._large_outputs[shapes] = {}
+        found = self.run(arrays, names)
+        if known is None and len(self._large_outputs) < _MOST_SHAPES:
+            self._large_outputs[shapes] = self._bindable(arrays, found)
+        return found
+
+    def _bindable(
+        self, arrays: Arrays, found: dict[str, np.ndarray[Any, Any]]
+    ) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return types and shapes of outputs that are worth being bound; none for small ones."""
+        everything = [*arrays.values(), *found.values()]
+        if any(array.dtype.kind not in "biuf" or array.size == 0 for array in everything):
+            return {}
+        if sum(array.nbytes for array in found.values()) < _BIND_BYTES:
+            return {}
+        return {name: (array.dtype.name, array.shape) for name, array in found.items()}
+
+    def _binding(self, arrays: Arrays, names: Sequence[str], targets: dict[str, Any]) -> Any:
+        binding = self._session.io_binding()
+        for name, array in arrays.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in names:
+            target = targets[name]
+            binding.bind_output(
+                name,
+                "cpu",
+                0,
+                target.dtype.type,
+                target.shape,
+                target.__array_interface__["data"][0],
+            )
+        return binding
 
     def _run_bfloat16(self, arrays: Arrays, names: Sequence[str]) -> list[Any]:
         """Run through OrtValues: NumPy has no bfloat16, so ONNX Runtime gets the raw 16 bits."""

@@ -173,6 +173,11 @@ class LoadedModel:
         return model.allocate(spec.dtype or "", sizes)
 
     @property
+    def concurrency(self) -> int:
+        """How many calls it serves at once, from several threads: the number of its workers."""
+        return self._open().concurrency
+
+    @property
     def worker_pids(self) -> list[int]:
         """The process ids of the workers that run; none when the model is in this process."""
         return list(getattr(self._open(), "worker_pids", ()))

@@ -48,6 +48,6 @@ if __name__ == "__main__":
         _refuse_old_python()
     if not __package__:
         _import_ingot()
-    from ingot.runtime.isolation.worker import main
+    from importlib import import_module
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(import_module("ingot.runtime.isolation.worker").main(sys.argv[1:]))

@@ -195,13 +195,10 @@ class _State:
     def _release(self, slot: _Slot) -> None:
         worker = slot.worker
         assert worker is not None
-        ended = worker.poll()
-        if ended:
-            worker.end()
         with self._changed:
             if self._closed:
                 return
-            if ended:
+            if worker.ended:
                 self._restart(slot)
             else:
                 self._set_idle(slot)

@@ -40,6 +40,9 @@ class Worker:
     Its process is started by the constructor, in the thread that has to live as long as it: the
     kernel ends the worker with that thread.
 
+    Attributes:
+        ended: it was seen to have ended; the process is reaped and the socket closed.
+
     Args:
         name: what messages call it (``worker 1``).
         label: the model, for messages.
@@ -66,6 +69,7 @@ class Worker:
         self._drops: deque[int] = deque()
         self._received = Received()
         self._freed: deque[int] = deque()
+        self.ended = False
         self.ended_by: str | None = None
         descriptor = create(_PROGRESS.size)
         self._progress_descriptor = os.dup(descriptor)
@@ -224,12 +228,7 @@ class Worker:
     def _find(self, array: Array) -> Reference | None:
         """Return where an array lies in a block of this model's caller, or None."""
         block = self._block_of(array)
-        if block is None or not array.flags.c_contiguous:
-            return None
-        offset = array.__array_interface__["data"][0] - block.address
-        if offset % tensors.ALIGNMENT:
-            return None
-        return [block.number, offset, tensors.name_of(array.dtype), array.shape]
+        return None if block is None else tensors.reference_to(array, block)
 
     def _blocks_of(self, arrays: Mapping[str, Array], block: Block | None) -> list[Block]:
         """Return the caller's blocks that a call uses, each one once."""
@@ -313,6 +312,7 @@ class Worker:
                 self._process.wait(_END_SECONDS if self._closed() else 0)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self.ended = True
         self._connection.close()
         return self.ended_by or _how_ended(self._process.pid, self._process.wait())
 
@@ -378,10 +378,10 @@ def _how_ended(pid: int, code: int) -> str:
     except ValueError:
         name = f"signal {-code}"
     meaning = {
-        "SIGSEGV": ", a segmentation fault",
-        "SIGABRT": ", an abort",
-        "SIGKILL": ", by somebody or for lack of memory",
-        "SIGILL": ", an instruction that this CPU does not know",
-        "SIGBUS": ", a bus error",
+        "SIGSEGV": " (segmentation fault)",
+        "SIGABRT": " (abort)",
+        "SIGKILL": " (by somebody, or for lack of memory)",
+        "SIGILL": " (an instruction that this CPU does not know)",
+        "SIGBUS": " (bus error)",
     }.get(name, "")
     return f"(process {pid}) was ended by {name}{meaning}"

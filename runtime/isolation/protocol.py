@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import select
 import socket
 import struct
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...errors import IngotError
@@ -24,6 +27,11 @@ _KINDS = ("", "HELLO", "LOAD", "READY", "INFER", "RESULT", "ERROR")
 MOST_PAYLOAD = 64 << 20
 MOST_DESCRIPTORS = 64
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_decode = json.JSONDecoder().decode
+_REMEMBERED = 1 << 12
+_SPIN_SECONDS = 100e-6
+_MOST_SLEEPS = 63
 _READ_AHEAD = 1 << 16
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 _RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -54,6 +62,15 @@ class Message(NamedTuple):
     descriptors: list[int]
 
 
+@lru_cache(256)
+def _parse(text: bytes) -> dict[str, Any]:
+    """Parse a payload; calls of the same shapes have the same ones, which nobody changes."""
+    payload = _decode(text.decode("utf-8"))
+    if not isinstance(payload, dict):
+        raise ValueError("no object")
+    return payload
+
+
 class Connection:
     """Sends and receives frames on a connected socket; for one thread at a time.
 
@@ -65,7 +82,9 @@ class Connection:
         self.socket = sock
         self._buffer = b""
         self._descriptors: list[int] = []
-        self._timeout: float | None = None
+        self._asleep = self._sleeps = 0
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
         sock.settimeout(None)
 
     def send(
@@ -87,7 +106,7 @@ class Connection:
             ConnectionClosed: the other side is gone; it has not got the whole frame.
             ProtocolError: it is too large.
         """
-        text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        text = _encode(payload).encode("utf-8")
         if len(text) > MOST_PAYLOAD or len(descriptors) > MOST_DESCRIPTORS:
             raise ProtocolError(
                 f"a message of {len(text)} bytes and {len(descriptors)} blocks;"
@@ -95,8 +114,6 @@ class Connection:
             )
         header = HEADER.pack(MAGIC, VERSION, kind, len(descriptors), len(text), sequence)
         data = header + text
-        if self._timeout is not None:
-            self._set_timeout(None)
         try:
             if descriptors:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))
@@ -143,24 +160,22 @@ class Connection:
             _close_all(descriptors)
             raise ProtocolError(f"found {len(descriptors)} file descriptors; expected {count}")
         try:
-            payload = json.loads(text)
-            if not isinstance(payload, dict):
-                raise ValueError("no object")
+            payload = _parse(text) if length < _REMEMBERED else _parse.__wrapped__(text)
         except (ValueError, RecursionError) as error:
             _close_all(descriptors)
             raise ProtocolError(f"found a {_KINDS[kind]} that is no JSON object: {error}") from None
         return Message(kind, sequence, payload, descriptors)
 
     def _read(self, size: int, deadline: float | None) -> None:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            raise TimeoutError
-        if left != self._timeout:
-            self._set_timeout(left)
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(size, _SPACE, _RECEIVE_FLAGS)
+            found = self._spin(size)
+            if found is None:
+                if deadline is not None:
+                    self._wait(deadline)
+                found = self.socket.recvmsg(size, _SPACE, _RECEIVE_FLAGS)
         except ConnectionResetError as error:
             raise ConnectionClosed from error
+        data, ancillary, flags, _ = found
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 found = array("i")
@@ -172,9 +187,40 @@ class Connection:
             raise ConnectionClosed
         self._buffer = self._buffer + data if self._buffer else data
 
-    def _set_timeout(self, timeout: float | None) -> None:
-        self._timeout = timeout
-        self.socket.settimeout(timeout)
+    def _spin(self, size: int) -> Any:
+        """Look for data for a moment before this thread goes to sleep; return None if none came.
+
+        To wake a process on another core takes longer than a small call. Where that did not pay the
+        last time (a longer call, a busy machine) it is left out, ever more often.
+        """
+        if self._asleep:
+            self._asleep -= 1
+            return None
+        receive, flags = self.socket.recvmsg, _RECEIVE_FLAGS | socket.MSG_DONTWAIT
+        end = time.monotonic() + _SPIN_SECONDS
+        found = None
+        while found is None:
+            try:
+                found = receive(size, _SPACE, flags)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    break
+                os.sched_yield()  # whoever else wants this core gets it
+        if found is not None and time.monotonic() <= end:
+            self._sleeps = 0
+        else:
+            self._asleep = self._sleeps = min(2 * self._sleeps + 1, _MOST_SLEEPS)
+        return found
+
+    def _wait(self, deadline: float) -> None:
+        """Wait until there is something to read.
+
+        Raises:
+            TimeoutError: the deadline passed.
+        """
+        left = deadline - time.monotonic()
+        if left <= 0 or not self._readable.poll(math.ceil(left * 1000)):
+            raise TimeoutError
 
     def close(self) -> None:
         """Close the socket, and descriptors that belong to no whole message."""

@@ -6,15 +6,28 @@ import os
 import struct
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ...errors import IngotError
 from ...frameworks import LoadOptions, installed_version, open_model
+from ...frameworks.base import OutputMemory
 from ..exchange import unpack_source
 from . import protocol
-from .memory import Block, Blocks, map_received
+from .memory import Block, Blocks, map_received, owner_of
 from .protocol import Message, ProtocolError, entry
-from .tensors import Array, Received, check, empty, place, unpack_strings, view
+from .tensors import (
+    Array,
+    Received,
+    Reference,
+    check,
+    empty,
+    lay_out,
+    place,
+    reference_to,
+    unpack_strings,
+    view,
+)
 from .worker import error_values
 
 _PROGRESS = struct.Struct("=Q")
@@ -37,7 +50,7 @@ class Service:
         self._blocks = Blocks(self._dropped.append)
         self._used: dict[int, Block] = {}
         self._introduced: set[int] = set()
-        self._new: Block | None = None
+        self._new: list[Block] = []
         self._progress: Array | None = None
         if len(load.descriptors) > 1:
             raise ProtocolError(f"LOAD: found {len(load.descriptors)} file descriptors; expected 1")
@@ -71,39 +84,55 @@ class Service:
         arrays, watched = self._read(entry(payload, "tensors", dict))
         self._received.drop(entry(payload, "drop", list))
         failure = None
+        made: list[Block] = []
         try:
-            returned = self._model.run(arrays, payload.get("outputs"))
-            references, block = place(returned, self._blocks.take)
+            returned = self._model.run(arrays, payload.get("outputs"), partial(self._memory, made))
+            references, block = place(returned, self._blocks.take, _find)
         except Exception as error:
             failure = error_values(error)
+        used = {} if failure is not None else self._use(references, made, block)
+        for unused in made:
+            if unused.number not in used:
+                self._blocks.give(unused)
         if failure is not None:  # only now has the traceback let go of the inputs
             return protocol.ERROR, {**failure, "kept": _kept(arrays, watched)}, []
-        introduced: list[tuple[int, int]] = []
-        descriptors: list[int] = []
-        if block is not None:
-            self._used[block.number] = block
-            if block.number not in self._introduced:
-                self._introduced.add(block.number)
-                self._new = block
-                introduced.append((block.number, block.size))
-                descriptors.append(block.descriptor)
+        self._new = [found for found in used.values() if found.number not in self._introduced]
+        self._introduced.update(used)
         dropped = self._dropped[:]
         del self._dropped[:]
         self._introduced.difference_update(dropped)
         del returned
         reply = {
             "tensors": references,
-            "map": introduced,
+            "map": [(found.number, found.size) for found in self._new],
             "drop": dropped,
             "kept": _kept(arrays, watched),
         }
-        return protocol.RESULT, reply, descriptors
+        return protocol.RESULT, reply, [found.descriptor for found in self._new]
+
+    def _memory(
+        self, made: list[Block], wanted: Mapping[str, tuple[str, tuple[int, ...]]]
+    ) -> dict[str, Array]:
+        """Return shared memory for the outputs of a model that can write them anywhere."""
+        arrays, block = lay_out(wanted, self._blocks.take)
+        made.append(block)
+        return arrays
+
+    def _use(
+        self, references: Mapping[str, Any], made: list[Block], block: Block | None
+    ) -> dict[int, Block]:
+        """Note which blocks the caller reads from now on, and return them by number."""
+        numbers = {reference[0] for reference in references.values()}
+        found = {each.number: each for each in [*made, block] if each is not None}
+        used = {number: each for number, each in found.items() if number in numbers}
+        self._used.update(used)
+        return used
 
     def sent(self) -> None:
-        """Close the descriptor of a block that the last reply introduced."""
-        if self._new is not None:
-            self._new.close()
-            self._new = None
+        """Close the descriptors of the blocks that the last reply introduced."""
+        for block in self._new:
+            block.close()
+        self._new = []
 
     def _read(
         self, references: dict[str, Any]
@@ -128,6 +157,11 @@ class Service:
         """Release the model."""
         self._model.close()
         self._blocks.close()
+
+
+def _find(array: Array) -> Reference | None:
+    owner = owner_of(array)
+    return reference_to(array, owner) if type(owner) is Block else None
 
 
 def _root(array: Array) -> Any:
@@ -174,7 +208,11 @@ def _open(payload: dict[str, Any]) -> _Opened:
     loaded = load(
         entry(payload, "path", str), **{name: options[name] for name in known if name in options}
     )
-    return _Opened(loaded.name, loaded.platform, loaded, loaded.infer, loaded.framework_version)
+
+    def run(arrays: Mapping[str, Array], outputs: Any, memory: OutputMemory) -> dict[str, Array]:
+        return loaded.infer(arrays, outputs)
+
+    return _Opened(loaded.name, loaded.platform, loaded, run, loaded.framework_version)
 
 
 def _open_source(payload: dict[str, Any]) -> _Opened:
@@ -192,8 +230,8 @@ def _open_source(payload: dict[str, Any]) -> _Opened:
         raise
     names = [spec.name for spec in model.outputs]
 
-    def run(arrays: Mapping[str, Array], outputs: list[str] | None) -> dict[str, Array]:
-        returned = model.run(arrays, outputs)
+    def run(arrays: Mapping[str, Array], outputs: Any, memory: OutputMemory) -> dict[str, Array]:
+        returned = model.run_into(arrays, outputs, memory)
         wanted = outputs or names
         return {name: returned[name] for name in wanted if name in returned} if wanted else returned
 

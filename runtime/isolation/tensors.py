@@ -71,7 +71,7 @@ def place(
     """Write arrays into a block, one after the other, and return where they are.
 
     Args:
-        arrays: by name; copied once, whatever their strides.
+        arrays: by name; copied once, whatever their strides, and one under two names once.
         take: gives a block of at least so many bytes.
         find: returns the place of an array that lies in a block already, or None.
 
@@ -83,6 +83,7 @@ def place(
         SharedMemoryError: there is no memory left.
     """
     references: dict[str, Reference] = {}
+    placed: dict[int, Reference] = {}
     copies: list[tuple[Reference, Any, int]] = []
     size = 0
     for name, array in arrays.items():
@@ -103,11 +104,13 @@ def place(
             copies.append((reference, np.frombuffer(text, np.uint8), len(text)))
             size += aligned(len(text))
         else:
-            found = find(array) if find is not None else None
+            found = placed.get(id(array))
+            if found is None and find is not None:
+                found = find(array)
             if found is not None:
                 references[name] = found
                 continue
-            reference = [0, size, dtype, array.shape]
+            reference = placed[id(array)] = [0, size, dtype, array.shape]
             copies.append((reference, array, array.nbytes))
             size += aligned(array.nbytes)
         references[name] = reference
@@ -120,6 +123,45 @@ def place(
         target = block.bytes[offset : offset + length]
         np.copyto(target.view(array.dtype).reshape(array.shape), array)
     return references, block
+
+
+def lay_out(
+    wanted: Mapping[str, tuple[str, tuple[int, ...]]], take: Callable[[int], Block]
+) -> tuple[dict[str, Array], Block]:
+    """Return arrays in one new block, with whatever it holds.
+
+    Args:
+        wanted: dtype (no string) and shape by name, each with elements.
+        take: gives a block of at least so many bytes.
+
+    Returns:
+        arrays by name, whose owner is the block, and the block.
+
+    Raises:
+        SharedMemoryError: there is no memory left.
+    """
+    lengths = {
+        name: math.prod(shape) * numpy_dtype(dtype).itemsize
+        for name, (dtype, shape) in wanted.items()
+    }
+    block = take(sum(map(aligned, lengths.values())))
+    arrays: dict[str, Array] = {}
+    offset = 0
+    for name, (dtype, shape) in wanted.items():
+        arrays[name] = view(block, offset, dtype, lengths[name], shape)
+        offset += aligned(lengths[name])
+    return arrays, block
+
+
+def reference_to(array: Array, block: Block) -> Reference | None:
+    """Return the place of an array that lies in a block, or None when it has to be copied."""
+    if not array.flags.c_contiguous:
+        return None
+    offset = array.__array_interface__["data"][0] - block.address
+    dtype = name_of(array.dtype)
+    if offset % ALIGNMENT or dtype is None:
+        return None
+    return [block.number, offset, dtype, array.shape]
 
 
 def check(reference: Any, sizes: Mapping[int, Any], what: str) -> tuple[int, int, str, int, Any]:

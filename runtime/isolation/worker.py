@@ -189,8 +189,8 @@ def _load(message: Message) -> Service:
         import numpy  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            f"the worker's interpreter {sys.executable} cannot import numpy: {error}",
-            hint=f"install it there: {sys.executable} -m pip install numpy",
+            f"a worker needs NumPy, which cannot be imported: {error}",
+            hint="pip install numpy",
         ) from error
     from .service import Service
 
