@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import IngotError, ModelError, UsageError
+from ..runtime.home import ingot_home
 
-State = Literal["running", "met", "missed", "interrupted", "unfinished", "trained", "damaged"]
-FINISHED = ("met", "missed", "trained")
+State = Literal[
+    "running", "met", "missed", "interrupted", "unfinished", "trained", "tuned", "damaged"
+]
+FINISHED = ("met", "missed", "trained", "tuned")
 
 _POLL = 0.5
 """Seconds between two looks at a journal that is followed."""
@@ -26,9 +29,11 @@ class Run:
     Attributes:
         name: of its folder.
         path: of its folder.
-        command: ``compress``, ``quantize``, ``train``; empty when the journal does not say yet.
+        command: ``compress``, ``quantize``, ``train``, ``tune``; empty when the journal
+            does not say yet.
         model: name of the model.
-        state: ``running``; how it ended (``met``, ``missed``, ``interrupted``, ``trained``);
+        state: ``running``; how it ended (``met``, ``missed``, ``interrupted``, ``trained``,
+            ``tuned``);
             ``unfinished``: killed, or a training run that has no result yet; ``damaged``.
         target: ``size`` or ``latency``; empty for training.
         ratio: how many times smaller (or faster) the best so far is; of its file when the search
@@ -83,12 +88,14 @@ class RunDetails:
         records: of its journal, in their order; none for training.
         verdict: how the search ended; empty when it did not.
         training: the document ``train.json``; empty for a search, or without a result.
+        tuning: the document ``tune.json``, of a search of hyper-parameters.
     """
 
     run: Run
     records: tuple[Mapping[str, Any], ...] = ()
     verdict: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trials(self) -> list[Mapping[str, Any]]:
@@ -115,12 +122,13 @@ class RunDetails:
             "trials": [{k: v for k, v in it.items() if k != "kind"} for it in self.trials],
             "verdict": dict(self.verdict) or None,
             "training": dict(self.training) or None,
+            "tuning": dict(self.tuning) or None,
         }
 
 
 def runs_folder() -> Path:
     """Return where runs lie that are given no folder: ``INGOT_HOME/runs``."""
-    return Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser() / "runs"
+    return ingot_home() / "runs"
 
 
 def list_runs() -> list[Run]:
@@ -230,7 +238,8 @@ def is_run(path: Path) -> bool:
             return False
         if (path / JOURNAL).is_file():
             return _starts_as_journal(path / JOURNAL)
-        return (path / "train.json").is_file() or any(_checkpoints(path))
+        names = ("train.json", "study.json")
+        return any((path / name).is_file() for name in names) or any(_checkpoints(path))
     except OSError:
         return False
 
@@ -252,7 +261,7 @@ def read_run(folder: Path) -> Run:
     try:
         return _details(folder).run
     except (IngotError, OSError, TypeError, AttributeError):
-        size, changed = _measure(folder)
+        size, changed = measure(folder)
         return Run(
             folder.name,
             folder,
@@ -279,6 +288,10 @@ def _details(folder: Path) -> RunDetails:
     from ..optimizers.journal import JOURNAL, holder_of, read_journal
 
     if not (folder / JOURNAL).is_file():
+        if (folder / "study.json").is_file():
+            from .runs_tune import study_details
+
+            return study_details(folder)
         return _training(folder)
     process = holder_of(folder)
     records = read_journal(folder)
@@ -290,7 +303,7 @@ def _details(folder: Path) -> RunDetails:
     state: State = "running" if process is not None else verdict.get("verdict") or "unfinished"
     target = str(begun.get("target") or verdict.get("target") or "")
     ratio, drop = best_so_far(records, target, verdict)
-    size, changed = _measure(folder)
+    size, changed = measure(folder)
     run = Run(
         folder.name,
         folder,
@@ -335,7 +348,7 @@ def best_so_far(
 def _training(folder: Path) -> RunDetails:
     result = folder / "train.json"
     document: Mapping[str, Any] = {}
-    size, changed = _measure(folder)
+    size, changed = measure(folder)
     written = [path.stat().st_mtime for path in _checkpoints(folder)]
     is_done = result.is_file()
     if is_done:
@@ -356,7 +369,7 @@ def _training(folder: Path) -> RunDetails:
     return RunDetails(run, training=document)
 
 
-def _measure(folder: Path) -> tuple[int, float]:
+def measure(folder: Path) -> tuple[int, float]:
     """Return the size of all files, and when the newest was written."""
     size, changed = 0, folder.stat().st_mtime
     for parent, _, names in os.walk(folder):

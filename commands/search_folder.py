@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError, OutputExistsError, UsageError
+from ..runtime.home import ingot_home
 from ..specs import ModelSpec
 from .search_result import BASELINE, shipped_results
 from .shipping import GOLDEN, OPTIMIZED, REFERENCE
@@ -33,7 +33,7 @@ def run_folder(
 
     if output is not None:
         return expand(output)
-    home = home or Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
+    home = home or ingot_home()
     return home / "runs" / f"{command}-{name}-{key[:12]}"
 
 

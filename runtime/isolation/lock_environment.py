@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...errors import PackageError, UsageError
+from ..home import ingot_home
 from ..requirements import parse_lock
 from .pip_install import counted, install_pins, normalised_name
 
@@ -47,7 +48,7 @@ print(json.dumps({
 
 def environments_folder() -> Path:
     """Return where environments lie: ``INGOT_HOME/environments``."""
-    return Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser() / "environments"
+    return ingot_home() / "environments"
 
 
 def install_lock(

@@ -252,30 +252,28 @@ class Worker:
     def _outputs(self, message: Message) -> dict[str, Array]:
         payload = message.payload
         self._received.introduce(entry(payload, "map", list), message.descriptors)
-        references = entry(payload, "tensors", dict)
-        checked = {
-            name: tensors.check(reference, self._received.contents, name)
-            for name, reference in references.items()
-        }
-        used = sorted({number for number, *_ in checked.values() if number})
-        small = sum(length for _, _, _, length, _ in checked.values()) < _COPY_BELOW
+        places = self._received.places(payload)
+        small = sum(place.length for place in places) < _COPY_BELOW
         leases: dict[int, Lease] = {}
+        copied: set[int] = set()
         found: dict[str, Array] = {}
-        for name, (number, offset, dtype, length, shape) in checked.items():
+        for name, number, offset, dtype, length, shape in places:
             if number == 0:
                 found[name] = tensors.empty(dtype, shape)
                 continue
             data = self._received.contents[number][offset : offset + length]
             if dtype == "string":
                 found[name] = tensors.unpack_strings(data, shape)
+                copied.add(number)
             elif small:
                 found[name] = data.view(tensors.numpy_dtype(dtype)).reshape(shape).copy()
+                copied.add(number)
             else:
                 if number not in leases:
                     mapping = self._received.mappings[number]
                     leases[number] = Lease((number, mapping), mapping.address, self._lease_ended)
                 found[name] = tensors.view(leases[number], offset, dtype, length, shape)
-        self._freed.extend(number for number in used if number not in leases)
+        self._freed.extend(copied.difference(leases))
         self._received.drop(entry(payload, "drop", list))
         return found
 
@@ -288,8 +286,8 @@ class Worker:
         message, hint = str(payload.get("message")), payload.get("hint")
         if kind is MissingDependencyError and self._python != sys.executable:
             message += f" (in the worker, under {self._python})"
-            if hint is not None:
-                hint = hint.replace("pip install", f"{self._python} -m pip install", 1)
+            if payload.get("module"):
+                hint = f"{self._python} -m pip install {payload['module']}"
         if kind is None:
             kind = IsolationError
             message = f"{self._label}: {self._name}: {message}"

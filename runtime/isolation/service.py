@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
-import weakref
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from ...errors import IngotError
 from ...frameworks import LoadOptions, installed_version, open_model
@@ -18,9 +20,9 @@ from .memory import Block, Blocks, map_received, owner_of
 from .protocol import Message, ProtocolError, entry
 from .tensors import (
     Array,
+    Place,
     Received,
     Reference,
-    check,
     empty,
     lay_out,
     place,
@@ -31,6 +33,7 @@ from .tensors import (
 from .worker import error_values
 
 _PROGRESS = struct.Struct("=Q")
+_MOST_INPUTS = 64
 
 
 class Service:
@@ -51,6 +54,7 @@ class Service:
         self._used: dict[int, Block] = {}
         self._introduced: set[int] = set()
         self._new: list[Block] = []
+        self._inputs: dict[int, _Inputs] = {}
         self._progress: Array | None = None
         if len(load.descriptors) > 1:
             raise ProtocolError(f"LOAD: found {len(load.descriptors)} file descriptors; expected 1")
@@ -81,12 +85,13 @@ class Service:
             if block is None:
                 raise ProtocolError(f"free: found the block {number}, which is not in use")
             self._blocks.give(block)
-        arrays, watched = self._read(entry(payload, "tensors", dict))
+        inputs = self._read(payload)
         self._received.drop(entry(payload, "drop", list))
         failure = None
         made: list[Block] = []
         try:
-            returned = self._model.run(arrays, payload.get("outputs"), partial(self._memory, made))
+            memory = partial(self._memory, made)
+            returned = self._model.run(dict(inputs.arrays), payload.get("outputs"), memory)
             references, block = place(returned, self._blocks.take, _find)
         except Exception as error:
             failure = error_values(error)
@@ -95,7 +100,7 @@ class Service:
             if unused.number not in used:
                 self._blocks.give(unused)
         if failure is not None:  # only now has the traceback let go of the inputs
-            return protocol.ERROR, {**failure, "kept": _kept(arrays, watched)}, []
+            return protocol.ERROR, {**failure, "kept": self._kept(payload, inputs)}, []
         self._new = [found for found in used.values() if found.number not in self._introduced]
         self._introduced.update(used)
         dropped = self._dropped[:]
@@ -106,7 +111,7 @@ class Service:
             "tensors": references,
             "map": [(found.number, found.size) for found in self._new],
             "drop": dropped,
-            "kept": _kept(arrays, watched),
+            "kept": self._kept(payload, inputs),
         }
         return protocol.RESULT, reply, [found.descriptor for found in self._new]
 
@@ -134,24 +139,27 @@ class Service:
             block.close()
         self._new = []
 
-    def _read(
-        self, references: dict[str, Any]
-    ) -> tuple[dict[str, Array], list[tuple[int, weakref.ref[Any]]]]:
-        """Return the input arrays, and what tells which of them live on, by block."""
-        arrays: dict[str, Array] = {}
-        watched = []
-        for name, reference in references.items():
-            number, offset, dtype, length, shape = check(reference, self._received.contents, name)
-            if number == 0:
-                arrays[name] = empty(dtype, shape)
-            elif dtype == "string":
-                data = self._received.contents[number][offset : offset + length]
-                arrays[name] = unpack_strings(data, shape)
-            else:
-                array = view(self._received.mappings[number], offset, dtype, length, shape)
-                arrays[name] = array
-                watched.append((number, weakref.ref(_root(array))))
-        return arrays, watched
+    def _read(self, payload: dict[str, Any]) -> _Inputs:
+        """Return the input arrays of a call; those of calls with the very same payload again."""
+        places = self._received.places(payload)
+        known = self._inputs.get(id(places))
+        if known is not None and known.places is places:
+            return known
+        inputs = _Inputs(places, self._received)
+        if inputs.reusable:
+            if len(self._inputs) >= _MOST_INPUTS:
+                self._inputs.clear()
+            self._inputs[id(places)] = inputs
+        return inputs
+
+    def _kept(self, payload: dict[str, Any], inputs: _Inputs) -> list[int]:
+        """Return the blocks of inputs that the model still refers to."""
+        kept = inputs.referred_to()
+        if kept:
+            self._inputs.pop(id(inputs.places), None)
+        if payload["drop"]:
+            self._inputs.clear()
+        return kept
 
     def close(self) -> None:
         """Release the model."""
@@ -164,18 +172,46 @@ def _find(array: Array) -> Reference | None:
     return reference_to(array, owner) if type(owner) is Block else None
 
 
-def _root(array: Array) -> Any:
-    """Return what all views of an array's memory keep alive."""
-    base = array.base
-    while hasattr(base, "base"):
-        base = base.base
-    return base
+class _Inputs:
+    """The input arrays of calls with the same places.
 
+    Attributes:
+        places: where they lie.
+        arrays: by name; views of shared memory, but for strings and what is empty.
+        reusable: all of them are such views, so that the next call finds its inputs there.
+    """
 
-def _kept(arrays: dict[str, Array], watched: list[tuple[int, weakref.ref[Any]]]) -> list[int]:
-    """Forget the inputs of a call, and return the blocks of those that the model refers to."""
-    arrays.clear()
-    return sorted({number for number, reference in watched if reference() is not None})
+    def __init__(self, places: list[Place], received: Received) -> None:
+        self.places = places
+        self.arrays: dict[str, Array] = {}
+        self._views: list[tuple[int, Array]] = []
+        self.reusable = True
+        for name, number, offset, dtype, length, shape in places:
+            if number == 0:
+                self.arrays[name] = empty(dtype, shape)
+            elif dtype == "string":
+                data = received.contents[number][offset : offset + length]
+                self.arrays[name] = unpack_strings(data, shape)
+                self.reusable = False
+            else:
+                array = view(received.mappings[number], offset, dtype, length, shape)
+                self.arrays[name] = array
+                self._views.append((number, array))
+                if isinstance(array.base, np.ndarray):  # then that is the base of further views
+                    self._views.append((number, array.base))
+                del array
+        self._references = self._count()
+
+    def _count(self) -> list[int]:
+        return [sys.getrefcount(array) for _, array in self._views]
+
+    def referred_to(self) -> list[int]:
+        """Return the blocks of arrays to which there are more references than at first.
+
+        Every view of such an array, and every tensor that shares its memory, refers to it.
+        """
+        counts = zip(self._views, self._count(), self._references, strict=True)
+        return sorted({number for (number, _), now, first in counts if now > first})
 
 
 class _Opened:

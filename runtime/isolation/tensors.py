@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from ...errors import InputError
 from ...specs.dtypes import DTYPES, dtype_name, numpy_dtype
 from . import memory
 from .memory import ALIGNMENT, Block, Tensor, aligned
-from .protocol import ProtocolError
+from .protocol import ProtocolError, entry
 
 Array = np.ndarray[Any, Any]
 Reference = list[Any]
 """``[block, offset, dtype, shape]``, and for strings their bytes."""
 
 _ENTRY = np.dtype("<u8")
+_MOST_PLACES = 256
 
 
 @cache
@@ -205,6 +206,26 @@ def check(reference: Any, sizes: Mapping[int, Any], what: str) -> tuple[int, int
     return number, offset, dtype, length, shape
 
 
+class Place(NamedTuple):
+    """Where a tensor lies.
+
+    Attributes:
+        name: the tensor.
+        block: number of the block; 0 for a tensor without elements.
+        offset: its first byte.
+        dtype: its element type, as in a spec.
+        length: its bytes.
+        shape: its sizes.
+    """
+
+    name: str
+    block: int
+    offset: int
+    dtype: str
+    length: int
+    shape: tuple[int, ...]
+
+
 class Received:
     """The blocks of the other side that it has introduced.
 
@@ -216,6 +237,28 @@ class Received:
     def __init__(self) -> None:
         self.mappings: dict[int, memory.Mapping] = {}
         self.contents: dict[int, Array] = {}
+        self._places: dict[int, tuple[Any, list[Place]]] = {}
+
+    def places(self, payload: Mapping[str, Any]) -> list[Place]:
+        """Return where the tensors of a message lie.
+
+        Calls of the same shapes come with the very same payload (see ``protocol``), which is
+        checked once.
+
+        Raises:
+            ProtocolError: a reference is malformed, or does not lie in a known block.
+        """
+        known = self._places.get(id(payload))
+        if known is not None and known[0] is payload:
+            return known[1]
+        found = [
+            Place(name, *check(reference, self.contents, name))
+            for name, reference in entry(payload, "tensors", dict).items()
+        ]
+        if len(self._places) >= _MOST_PLACES:
+            self._places.clear()
+        self._places[id(payload)] = payload, found
+        return found
 
     def introduce(self, introduced: list[Any], descriptors: list[int]) -> None:
         """Map the blocks of the key ``map`` of a message; the descriptors are closed.
@@ -246,6 +289,8 @@ class Received:
 
     def drop(self, numbers: list[int]) -> None:
         """Forget blocks; their memory stays mapped as long as an array refers to it."""
+        if numbers:
+            self._places.clear()
         for number in numbers:
             self.mappings.pop(number, None)
             self.contents.pop(number, None)

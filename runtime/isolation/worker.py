@@ -206,6 +206,7 @@ def error_values(error: BaseException) -> dict[str, Any]:
             "hint": error.hint,
             "exit_code": error.exit_code,
             "framework_version": getattr(error, "framework_version", None),
+            "module": getattr(error.__cause__, "name", None),
         }
     import traceback
 
