@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "CheckError": ".errors",
     "IngotError": ".errors",
+    "IsolationError": ".errors",
     "InputError": ".errors",
     "MissingDependencyError": ".errors",
     "ModelError": ".errors",
@@ -62,6 +63,7 @@ _EXPORTS = {
     "quantize": ".commands.quantize",
     "show_run": ".commands.runs",
     "train": ".commands.train",
+    "tune": ".commands.tune",
     "verify": ".commands.verify",
 }
 
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
         CheckError,
         IngotError,
         InputError,
+        IsolationError,
         MissingDependencyError,
         ModelError,
         PackageError,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from ..errors import IngotError, UsageError
 from ..frameworks import LoadOptions, Model, ModelSource, installed_version, open_model
 from ..specs import load_spec
 from .detect import bare_source, detect, expand
+from .extraction import ExtractionFolder
 from .package import Package
 from .requirements import check_lock, check_platform_version
 from .session import LoadedModel
@@ -98,16 +97,18 @@ def load(
         lock = package.lock if not ignore_lock else None
         if lock is not None and isolation is None:
             check_lock(lock, package.label)
-        root, folder = path, None
+        root = path
+        folder: ExtractionFolder | None = None
         if package.reader.is_directory and package.runs_code() is None:
             package.reader.verify_hashes()
         else:
             # Code is copied even from a directory: what is imported must be what was hashed.
-            root = folder = Path(tempfile.mkdtemp(prefix="ingot-"))
+            folder = ExtractionFolder()
+            root = folder.path
         model: Model | None = None
         try:
             if folder is not None:
-                package.reader.extract(folder, "0/")
+                package.reader.extract(root, "0/")
             source = package.source(root)
             if isolation is None:
                 model = open_model(source, options)
@@ -118,7 +119,7 @@ def load(
             if model is not None:
                 model.close()
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                folder.remove()
             raise
 
 

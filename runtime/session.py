@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,8 @@ from .validation import TensorChecker
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from .extraction import ExtractionFolder
 
 
 class LoadedModel:
@@ -38,7 +38,7 @@ class LoadedModel:
         label: str,
         model: Model,
         check: bool,
-        folder: Path | None = None,
+        folder: ExtractionFolder | None = None,
     ) -> None:
         self.name = name
         self.platform = platform
@@ -47,7 +47,7 @@ class LoadedModel:
         self._executor: ThreadPoolExecutor | None = None
         self._model: Model | None = model
         if folder is not None:
-            self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._cleanup = weakref.finalize(self, folder.remove)
         self.inputs: tuple[TensorSpec, ...] = tuple(self._model.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(self._model.outputs)
         self.framework_version = self._model.version

@@ -109,7 +109,7 @@ class Tensor:
 
 def owner_of(array: np.ndarray[Any, Any]) -> Any:
     """Return what owns the memory of an array or view made from a :class:`Tensor`; else None."""
-    base = array.base
+    base: Any = array.base
     while isinstance(base, np.ndarray):
         base = base.base
     return base.owner if type(base) is Tensor else None

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from ... import errors
 from ...errors import IsolationError, MissingDependencyError
+from ...specs.dtypes import numpy_dtype
 from ..exchange import unpack_error
 from . import protocol, tensors
 from .memory import Block, Blocks, Lease, create, map_received, owner_of
@@ -73,7 +74,7 @@ class Worker:
         self.ended_by: str | None = None
         descriptor = create(_PROGRESS.size)
         self._progress_descriptor = os.dup(descriptor)
-        self._progress = map_received(descriptor, _PROGRESS.size).bytes
+        self._progress = memoryview(map_received(descriptor, _PROGRESS.size).bytes)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._process = subprocess.Popen(
@@ -161,7 +162,7 @@ class Worker:
         used = self._blocks_of(arrays, block)
         try:
             message = self._exchange(references, used, outputs, timeout)
-            kept = message.payload.get("kept")
+            kept = message.payload.get("kept", ())
             for found in used if kept else ():
                 found.kept = found.kept or found.number in kept
             if message.kind == protocol.ERROR:
@@ -266,7 +267,7 @@ class Worker:
                 found[name] = tensors.unpack_strings(data, shape)
                 copied.add(number)
             elif small:
-                found[name] = data.view(tensors.numpy_dtype(dtype)).reshape(shape).copy()
+                found[name] = data.view(numpy_dtype(dtype)).reshape(shape).copy()
                 copied.add(number)
             else:
                 if number not in leases:

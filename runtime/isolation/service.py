@@ -55,12 +55,12 @@ class Service:
         self._introduced: set[int] = set()
         self._new: list[Block] = []
         self._inputs: dict[int, _Inputs] = {}
-        self._progress: Array | None = None
+        self._progress: memoryview | None = None
         if len(load.descriptors) > 1:
             raise ProtocolError(f"LOAD: found {len(load.descriptors)} file descriptors; expected 1")
         for descriptor in load.descriptors:
             size = max(_PROGRESS.size, os.fstat(descriptor).st_size)
-            self._progress = map_received(descriptor, size).bytes
+            self._progress = memoryview(map_received(descriptor, size).bytes)
         self._model = _open(load.payload)
 
     def describe(self) -> dict[str, Any]:
