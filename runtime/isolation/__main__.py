@@ -38,7 +38,8 @@ def _import_ingot():
     spec = spec_from_file_location(
         "ingot", os.path.join(root, "__init__.py"), submodule_search_locations=[root]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules["ingot"] = module
     spec.loader.exec_module(module)

@@ -74,7 +74,7 @@ class Worker:
         self.ended_by: str | None = None
         descriptor = create(_PROGRESS.size)
         self._progress_descriptor = os.dup(descriptor)
-        self._progress = memoryview(map_received(descriptor, _PROGRESS.size).bytes)
+        self._progress = map_received(descriptor, _PROGRESS.size).bytes.data
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._process = subprocess.Popen(

@@ -60,7 +60,7 @@ class Service:
             raise ProtocolError(f"LOAD: found {len(load.descriptors)} file descriptors; expected 1")
         for descriptor in load.descriptors:
             size = max(_PROGRESS.size, os.fstat(descriptor).st_size)
-            self._progress = memoryview(map_received(descriptor, size).bytes)
+            self._progress = map_received(descriptor, size).bytes.data
         self._model = _open(load.payload)
 
     def describe(self) -> dict[str, Any]:
