@@ -11,6 +11,7 @@ import mmap
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -227,8 +228,10 @@ class Blocks:
 
     def __init__(self, on_drop: Callable[[int], None]) -> None:
         self._on_drop = on_drop
-        # A lease may end in a garbage collection, in the very thread that holds the lock.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        # A lease may end in a garbage collection, in the very thread that holds the lock: what is
+        # given back waits here until somebody has it.
+        self._returned: deque[Block] = deque()
         self._free: list[Block] = []
         self._free_bytes = 0
         self._last = 0
@@ -242,11 +245,10 @@ class Blocks:
         """
         wanted = _rounded(size)
         with self._lock:
-            best = None
-            for block in self._free:
-                if wanted <= block.size <= 2 * wanted and (best is None or block.size < best.size):
-                    best = block
-            if best is not None:
+            self._sort_in()
+            fitting = [block for block in self._free if wanted <= block.size <= 2 * wanted]
+            if fitting:
+                best = min(fitting, key=lambda block: block.size)
                 self._free.remove(best)
                 self._free_bytes -= best.size
                 return best
@@ -255,44 +257,53 @@ class Blocks:
         try:
             return Block(self, number, wanted)
         except SharedMemoryError:
-            if not self._trim(0):
-                raise
+            with self._lock:
+                if not self._trim(0, 0):
+                    raise
             return Block(self, number, wanted)
 
     def give(self, block: Block) -> None:
         """Take back a block."""
-        with self._lock:
+        self._returned.append(block)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sort_in()
+            finally:
+                self._lock.release()
+
+    def _sort_in(self) -> None:
+        """Put what was given back among the free blocks, of which only so many are kept."""
+        while self._returned:
+            block = self._returned.popleft()
             if self._closed:
                 block.close()
-                return
-            if block.kept:
-                self.forget(block)
-                return
-            self._free.append(block)
-            self._free_bytes += block.size
-            if len(self._free) > _FREE_BLOCKS or self._free_bytes > _FREE_BYTES:
-                self._trim(max(_FREE_BYTES // 2, block.size))
+            elif block.kept:
+                self._forget(block)
+            else:
+                self._free.append(block)
+                self._free_bytes += block.size
+        if len(self._free) > _FREE_BLOCKS or self._free_bytes > _FREE_BYTES:
+            self._trim(_FREE_BLOCKS // 2, _FREE_BYTES // 2)
 
-    def forget(self, block: Block) -> None:
-        """Never use a block again."""
-        block.close()
-        self._on_drop(block.number)
-
-    def _trim(self, most: int) -> bool:
+    def _trim(self, most: int, most_bytes: int) -> bool:
         """Forget the free blocks that were used longest ago; return whether there were any."""
         found = False
-        with self._lock:
-            while self._free and (self._free_bytes > most or len(self._free) > _FREE_BLOCKS // 2):
-                block = self._free.pop(0)
-                self._free_bytes -= block.size
-                self.forget(block)
-                found = True
+        while self._free and (len(self._free) > most or self._free_bytes > most_bytes):
+            block = self._free.pop(0)
+            self._free_bytes -= block.size
+            self._forget(block)
+            found = True
         return found
+
+    def _forget(self, block: Block) -> None:
+        block.close()
+        self._on_drop(block.number)
 
     def close(self) -> None:
         """Forget all blocks; those still in use when they are given back."""
         with self._lock:
             self._closed = True
-            free, self._free, self._free_bytes = self._free, [], 0
-        for block in free:
-            block.close()
+            self._returned.extend(self._free)
+            self._free.clear()
+            self._free_bytes = 0
+            self._sort_in()

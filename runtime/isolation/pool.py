@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from .tensors import Array, view
 
 _MEMORY_SECONDS = 0.05
 _POLL_SECONDS = 0.5
+_RETRY_SECONDS = 10.0
 _ATTEMPTS = 3
 """How often a call is tried that no worker has begun with."""
 
@@ -32,12 +34,14 @@ class _Slot:
         state: ``starting``, ``idle``, ``busy`` or ``failed``.
         worker: its process; None before the first.
         error: why it could not be started.
+        retry: when it may be started again, on the clock of ``time.monotonic``.
     """
 
     number: int
     state: str = "starting"
     worker: Worker | None = None
     error: BaseException | None = None
+    retry: float = 0.0
 
 
 class WorkerPool:
@@ -190,7 +194,15 @@ class _State:
                 if all(slot.state == "failed" for slot in self._slots):
                     tried = self._slots[0]
                     self._restart(tried)
+                self._retry_failed()
                 self._changed.wait()
+
+    def _retry_failed(self) -> None:
+        """Try again to start workers that could not be started a while ago."""
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.state == "failed" and now >= slot.retry:
+                self._restart(slot)
 
     def _release(self, slot: _Slot) -> None:
         worker = slot.worker
@@ -356,6 +368,7 @@ class _State:
     def _failed(self, slot: _Slot, error: BaseException) -> None:
         with self._changed:
             slot.state, slot.error = "failed", error
+            slot.retry = time.monotonic() + _RETRY_SECONDS
             self._changed.notify_all()
 
     def _restart_ended(self) -> None:

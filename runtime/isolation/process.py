@@ -131,8 +131,8 @@ class Worker:
         except TimeoutError:
             self.end()
             raise IsolationError(
-                f"{self._label}: {self._name} did not load the model within {timeout:g} s"
-                " and was ended",
+                f"{self._label}: {self._name} (process {self.pid}) did not load the model within"
+                f" {timeout:g} s and was ended",
                 hint="give it more time: --start-timeout (start_timeout=... in Python)",
             ) from None
         except ProtocolError as error:
@@ -208,8 +208,8 @@ class Worker:
             except TimeoutError:
                 self.end()
                 raise IsolationError(
-                    f"{self._label}: {self._name} did not answer within {timeout:g} s"
-                    " and was ended",
+                    f"{self._label}: {self._name} (process {self.pid}) did not answer within"
+                    f" {timeout:g} s and was ended",
                     hint="it is started again; more time is given by --timeout (timeout=...)",
                 ) from None
             protocol.expect(message, protocol.RESULT, protocol.ERROR)
@@ -299,7 +299,8 @@ class Worker:
     def _refuse(self, error: ProtocolError) -> NoReturn:
         self.end()
         raise IsolationError(
-            f"{self._label}: {self._name} broke the worker protocol and was ended: {error}"
+            f"{self._label}: {self._name} (process {self.pid}) broke the worker protocol and was"
+            f" ended: {error}"
         ) from error
 
     def end(self) -> str:
