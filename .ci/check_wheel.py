@@ -69,6 +69,7 @@ def check_contents(names: list[str]) -> None:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     expected = {"ingot/py.typed", "ingot/specs/spec.schema.json"}
+    expected |= {"ingot/cpp/ingot.hpp", "ingot/cpp/neuropod/neuropod.hh"}
     data = config["options.package_data"]
     for package in config["options"]["packages"].split():
         folder = ROOT.joinpath(*package.split(".")[1:])
@@ -123,6 +124,10 @@ def check_installed(python: Path, names: list[str], work: Path) -> None:
     if wanted.strip() not in version:
         sys.exit(f"ingot --version prints {version!r}; expected {wanted.strip()}")
     run([str(python), "-m", "ingot.cli", "--version"], cwd=outside, home=home, quiet=True)
+    include = Path(run([ingot, "--include-dir"], cwd=outside, home=home, quiet=True).strip())
+    for header in ("ingot.hpp", "neuropod/neuropod.hh"):
+        if not (include / header).is_file():
+            sys.exit(f"ingot --include-dir prints {include}, which has no {header}")
     left = [str(path.relative_to(work)) for path in (*outside.rglob("*"), *home.rglob("*"))]
     if left:
         sys.exit(f"files were written outside the outputs: {', '.join(left)}")

@@ -115,6 +115,14 @@ def _print_schema_path(ctx: click.Context, param: click.Parameter, value: bool) 
         ctx.exit()
 
 
+def _print_include_dir(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from pathlib import Path
+
+        click.echo(Path(__file__).parent.parent / "cpp")
+        ctx.exit()
+
+
 @click.command(
     cls=_LazyGroup,
     name="ingot",
@@ -129,6 +137,14 @@ def _print_schema_path(ctx: click.Context, param: click.Parameter, value: bool) 
     expose_value=False,
     callback=_print_schema_path,
     help="Print where the JSON Schema of the spec lies, for editors.",
+)
+@click.option(
+    "--include-dir",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_include_dir,
+    help="Print the folder of ingot.hpp, for C++ compilers.",
 )
 def cli() -> None:
     """Turn a trained model of any common framework into a verified, portable artifact."""

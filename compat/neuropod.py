@@ -179,6 +179,7 @@ def load_neuropod(
     neuropod_path: PathLike,
     visible_gpu: int | None = None,
     ignore_lock: bool = True,
+    use_ope: bool = False,
 ) -> NeuropodModel:
     """Load a package and trust it: code that it carries runs.
 
@@ -187,9 +188,15 @@ def load_neuropod(
         visible_gpu: index of the GPU to use; None runs on the CPU.
         ignore_lock: Neuropod installed locked requirements; here they are ignored, or (False) have
             to be installed.
+        use_ope: run it in a process of its own (out-of-process execution).
     """
-    device = "cpu" if visible_gpu is None else f"gpu:{visible_gpu}"
-    model = load(Path(neuropod_path), device=device, trust_code=True, ignore_lock=ignore_lock)
+    model = load(
+        Path(neuropod_path),
+        device="cpu" if visible_gpu is None else f"gpu:{visible_gpu}",
+        trust_code=True,
+        ignore_lock=ignore_lock,
+        isolate=use_ope,
+    )
     return NeuropodModel(model)
 
 

@@ -50,6 +50,8 @@ if __name__ == "__main__":
         _refuse_old_python()
     if not __package__:
         _import_ingot()
+    else:  # with -m, modules of whatever folder the caller is in would come first
+        sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
     from importlib import import_module
 
     sys.exit(import_module("ingot.runtime.isolation.worker").main(sys.argv[1:]))

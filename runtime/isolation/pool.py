@@ -152,16 +152,17 @@ class _State:
     # Calls, in the callers' threads.
 
     def call(self, arrays: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
-        for attempt in range(_ATTEMPTS):
+        attempts = _ATTEMPTS + len(self._slots)  # as many may have ended without being missed
+        for attempt in range(attempts):
             slot = self._acquire()
             worker = slot.worker
             assert worker is not None
             try:
                 return worker.call(arrays, outputs, self._isolation.timeout)
             except NotBegunError:
-                if attempt + 1 == _ATTEMPTS:
+                if attempt + 1 == attempts:
                     raise IsolationError(
-                        f"{self._label}: {_ATTEMPTS} workers in a row ended before the call"
+                        f"{self._label}: {attempts} workers in a row ended before the call"
                     ) from None
             except IsolationError:
                 if self._closed:
@@ -208,12 +209,15 @@ class _State:
         worker = slot.worker
         assert worker is not None
         with self._changed:
-            if self._closed:
-                return
-            if worker.ended:
+            closed = self._closed
+            if worker.is_lost and not worker.ended:  # its last answer had come before
+                worker.end()
+            if not closed and worker.ended:
                 self._restart(slot)
-            else:
+            elif not closed:
                 self._set_idle(slot)
+        if closed:
+            worker.end()
 
     def _set_idle(self, slot: _Slot) -> None:
         slot.state = "idle"
@@ -359,11 +363,13 @@ class _State:
             self._failed(slot, error)
             return
         with self._changed:
-            if self._closed:
-                return
-            self._ready = self._ready or ready
-            self._set_idle(slot)
-            self._changed.notify_all()
+            closed = self._closed
+            if not closed:
+                self._ready = self._ready or ready
+                self._set_idle(slot)
+                self._changed.notify_all()
+        if closed:
+            worker.end()
 
     def _failed(self, slot: _Slot, error: BaseException) -> None:
         with self._changed:
@@ -372,14 +378,18 @@ class _State:
             self._changed.notify_all()
 
     def _restart_ended(self) -> None:
-        """Start those again that ended while no call was with them."""
+        """Start those again that ended while no call was with them, and end the calls of others."""
         with self._changed:
-            for slot in list(self._idle):
-                assert slot.worker is not None
-                if slot.worker.poll():
+            for slot in self._slots:
+                worker = slot.worker
+                if worker is None or worker.ended or not worker.poll():
+                    continue
+                if slot in self._idle:
                     self._idle.remove(slot)
-                    slot.worker.end()
+                    worker.end()
                     self._restart(slot)
+                else:
+                    worker.lost()
 
     def _check_memory(self, limit: int) -> None:
         for slot in self._slots:
@@ -404,6 +414,7 @@ class _State:
         for worker in workers:
             if worker is not None:
                 worker.wait()
+                worker.lost()
         for worker in idle:  # the thread that waits for an answer of any other one closes it
             if worker is not None:
                 worker.end()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,7 @@ class Worker:
 
     Attributes:
         ended: it was seen to have ended; the process is reaped and the socket closed.
+        is_lost: its process was seen to have ended.
 
     Args:
         name: what messages call it (``worker 1``).
@@ -70,7 +72,7 @@ class Worker:
         self._drops: deque[int] = deque()
         self._received = Received()
         self._freed: deque[int] = deque()
-        self.ended = False
+        self.ended = self.is_lost = False
         self.ended_by: str | None = None
         descriptor = create(_PROGRESS.size)
         self._progress_descriptor = os.dup(descriptor)
@@ -313,8 +315,20 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.kill()
         self.ended = True
+        self.lost()
         self._connection.close()
         return self.ended_by or _how_ended(self._process.pid, self._process.wait())
+
+    def lost(self) -> None:
+        """End what a process that has ended had started, and whoever waits for its answer.
+
+        A child of it may hold the socket open, so that nothing else would tell.
+        """
+        if not self.is_lost:
+            self.is_lost = True
+            self.kill()
+        with suppress(OSError):  # it is closed
+            self._connection.socket.shutdown(socket.SHUT_RDWR)
 
     def _closed(self) -> bool:
         """Whether the worker has closed its end of the socket."""

@@ -32,6 +32,7 @@ _decode = json.JSONDecoder().decode
 _REMEMBERED = 1 << 12
 _SPIN_SECONDS = 100e-6
 _MOST_SLEEPS = 63
+_MOST_WAIT_SECONDS = 3600.0  # poll takes milliseconds as an int of C
 _READ_AHEAD = 1 << 16
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 _RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -106,7 +107,10 @@ class Connection:
             ConnectionClosed: the other side is gone; it has not got the whole frame.
             ProtocolError: it is too large.
         """
-        text = _encode(payload).encode("utf-8")
+        try:
+            text = _encode(payload).encode("utf-8")
+        except UnicodeEncodeError:  # half a surrogate pair, of a file name: JSON can escape it
+            text = json.dumps(payload).encode("ascii")
         if len(text) > MOST_PAYLOAD or len(descriptors) > MOST_DESCRIPTORS:
             raise ProtocolError(
                 f"a message of {len(text)} bytes and {len(descriptors)} blocks;"
@@ -218,9 +222,12 @@ class Connection:
         Raises:
             TimeoutError: the deadline passed.
         """
-        left = deadline - time.monotonic()
-        if left <= 0 or not self._readable.poll(math.ceil(left * 1000)):
-            raise TimeoutError
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            if self._readable.poll(math.ceil(min(left, _MOST_WAIT_SECONDS) * 1000)):
+                return
 
     def close(self) -> None:
         """Close the socket, and descriptors that belong to no whole message."""
