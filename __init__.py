@@ -53,6 +53,7 @@ _EXPORTS = {
     "diff": ".commands.diff",
     "export": ".commands.export",
     "infer": ".commands.infer",
+    "infer_files": ".commands.infer_files",
     "init": ".commands.init",
     "inspect": ".commands.inspect",
     "clean_runs": ".commands.runs_clean",

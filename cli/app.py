@@ -32,6 +32,7 @@ COMMANDS = {
     "quantize": ("quantize", "Use as few bits as delta allows: ONNX or TFLite."),
     "runs": ("runs", "List, show and remove the runs of searches and training."),
     "train": ("train", "Train the network of a spec; resumable."),
+    "tune": ("tune", "Search the hyper-parameters of a spec."),
     "verify": ("verify", "Check a package: archive, hashes, golden data."),
 }
 """Module (in this folder) and short help of each command: ``--help`` must import none of them."""

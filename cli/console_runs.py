@@ -26,6 +26,7 @@ _STYLES = {
     "running": "cyan",
     "met": "green",
     "trained": "green",
+    "tuned": "green",
     "missed": "red",
     "damaged": "bold red",
     "accepted": "green",
@@ -105,6 +106,7 @@ def print_details(details: RunDetails) -> None:
         table.add_row("versions", ", ".join(said))
     table.add_row("size", human_size(run.size_bytes))
     _add_training(table, details.training)
+    _add_tuning(table, details.tuning)
     print_table(table)
     if details.trials:
         echo("")
@@ -135,6 +137,18 @@ def _add_training(table: StyledTable, result: Mapping[str, Any]) -> None:
     for name, value in (result.get("metrics") or {}).items():
         table.add_row(name, plain(value))
     table.add_row("weights", str(result.get("weights")))
+
+
+def _add_tuning(table: StyledTable, result: Mapping[str, Any]) -> None:
+    if not result:
+        return
+    table.add_row("trials", f"{result.get('finished')} of {result.get('wanted')} ended")
+    best = result.get("best")
+    if best:
+        value = f"{result.get('eval_key')} {plain(best.get('value'))}"
+        table.add_row("best", f"{value}, trial {best.get('trial')}")
+        table.add_row("spec", str(result.get("best_spec")))
+    table.add_row("report", str(result.get("report")))
 
 
 def _print_trials(details: RunDetails) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SpecError, UsageError
 from ..runtime.atomic import replacing
+from ..runtime.home import ingot_home
 from ..specs import ModelSpec, load_spec
 from .signals import on_signals
 from .train_external import refuse_ignored, train_outside
-from .train_result import BEST, RESULT, WEIGHTS, TrainResult
+from .train_result import BEST, MODEL, RESULT, WEIGHTS, TrainResult
 
 if TYPE_CHECKING:
+    from ..training.callbacks import Callback
+    from ..training.device import Device
+    from ..training.distributed import Workers
     from ..training.options import TrainerOptions
     from ..training.progress import TrainProgress
     from ..training.runner import Runner
@@ -37,7 +41,9 @@ def train(
     threads: int | None = None,
     overrides: Sequence[str] = (),
     strict: bool = False,
+    devices: int = 1,
     progress: Callable[[TrainProgress], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train the network of a spec, from initial weights or ``training.pretrained``.
 
@@ -52,7 +58,10 @@ def train(
         threads: threads of one operator.
         overrides: ``key.path=value`` changes of the spec.
         strict: refuse a GPU that is not there, in place of a warning.
+        devices: how many a network of Keras trains on, here and in this process; one of PyTorch
+            trains in several processes instead.
         progress: called with a ``TrainProgress`` now and then.
+        callbacks: called after those that the spec names.
 
     Raises:
         SpecError: the spec is invalid.
@@ -60,7 +69,7 @@ def train(
         TrainingError: the loss is NaN or infinite.
         TrainingInterrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
-    from ..training.distributed import Workers, joined, wait_for_all
+    from ..training.distributed import wait_for_all
     from ..training.hardware import choose_device, set_threads
     from ..training.options import TrainerOptions
     from ..training.problem import Problem
@@ -69,13 +78,20 @@ def train(
     if resume and fresh:
         raise UsageError("found both --resume and --fresh; expected one of them")
     loaded = _load(spec, overrides)
-    chosen = choose_device(device, strict)
-    set_threads(threads)
+    framework = loaded.model.framework
+    chosen = choose_device(device, strict, framework)
+    set_threads(threads, framework)
     options = TrainerOptions.from_spec(loaded, epochs=epochs, device=chosen, seed=seed)
     folder = run_folder(loaded, output, seed)
-    workers = Workers.from_environment()
+    workers = _workers(framework)
     problem = Problem(loaded, chosen, seed)
     if loaded.external_training_loop is not None:
+        if framework != "torch":
+            raise SpecError(
+                f"external_training_loop: found a network of {framework}; expected one of torch",
+                file=loaded.path,
+                key="external_training_loop",
+            )
         if workers.count > 1:
             raise UsageError("external_training_loop: trains in one process only")
         refuse_ignored(problem, resume)
@@ -83,7 +99,7 @@ def train(
         prepare_folder(folder, resume, fresh)
     with (
         _nothing_left_empty(folder),
-        joined(workers, chosen),
+        _on_devices(framework, workers, chosen, devices),
         _stop_on_signals() as watch,
     ):
         wait_for_all(workers)
@@ -99,14 +115,67 @@ def train(
             report=progress if workers.is_first else None,
             watch=watch,
             workers=workers,
+            extra_callbacks=callbacks,
         )
-        result = _finish(trained, options, loaded.name, folder, workers.is_first)
+        result = _finish(trained, options, loaded.name, folder, workers)
         wait_for_all(workers)
+    if workers.is_first:
+        # Outside of the context, in which all processes would have to make the network together.
+        model = trained.modeler.write_model(result.weights, folder)
+        if model is not None:
+            result = replace(result, model=model)
+            result.write()
     return result
 
 
+def _workers(framework: str) -> Workers:
+    """Return the place of this process: what torchrun says, or for Keras ``TF_CONFIG``.
+
+    Raises:
+        UsageError: it is one of torchrun, which does not start networks of Keras.
+    """
+    from ..training.distributed import Workers
+
+    workers = Workers.from_environment()
+    if framework != "keras":
+        return workers
+    if workers.count > 1:
+        raise UsageError(
+            "found a process of torchrun, and a network of Keras; expected one process, or those of"
+            " TF_CONFIG",
+            hint="ingot train SPEC --nproc N",
+        )
+    from ..training.keras_devices import workers_of_tensorflow
+
+    return workers_of_tensorflow()
+
+
+@contextmanager
+def _on_devices(framework: str, workers: Workers, device: Device, count: int) -> Iterator[None]:
+    """Let the workers of PyTorch find each other, or Keras use several devices.
+
+    Raises:
+        UsageError: networks of the framework are not trained on several devices in this way.
+    """
+    if framework == "keras":
+        from ..training.keras_devices import on_devices
+
+        with on_devices(device, count, workers):
+            yield
+        return
+    from ..training.distributed import joined
+
+    if count > 1:
+        raise UsageError(
+            f"devices: found {count}; {framework} networks are trained in one process a device",
+            hint="ingot train SPEC --nproc N",
+        )
+    with joined(workers, device):
+        yield
+
+
 def _finish(
-    trained: Trained, options: TrainerOptions, name: str, folder: Path, is_first: bool
+    trained: Trained, options: TrainerOptions, name: str, folder: Path, workers: Workers
 ) -> TrainResult:
     """Write the weights and the result; only the first of several workers does."""
     state = trained.state
@@ -129,8 +198,9 @@ def _finish(
         options.seed,
         str(options.device),
         state.history,
+        rank=workers.rank,
     )
-    if is_first:
+    if workers.is_first:
         if takes_best:
             _copy(folder / BEST, weights)
         else:
@@ -159,8 +229,9 @@ def run_folder(spec: ModelSpec, output: str | Path | None, seed: int) -> Path:
         return Path(output).expanduser()
     if spec.training is not None and spec.training.model_dir is not None:
         return spec.training.model_dir
-    home = Path(os.environ.get("INGOT_HOME") or "~/.ingot").expanduser()
-    text = json.dumps([spec.to_dict(), str(spec.root), seed], sort_keys=True, default=str)
+    home = ingot_home()
+    values = {name: value for name, value in spec.to_dict().items() if name != "tune"}
+    text = json.dumps([values, str(spec.root), seed], sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return home / "runs" / f"train-{spec.name}-{key}"
 
@@ -177,7 +248,13 @@ def prepare_folder(folder: Path, resume: bool, fresh: bool) -> None:
         raise UsageError(f"{folder}: found a file; expected a folder")
     if not folder.parent.is_dir() and "runs" not in folder.parts:
         raise UsageError(f"{folder}: its folder does not exist")
-    leftovers = [*checkpoints_in(folder), folder / WEIGHTS, folder / BEST, folder / RESULT]
+    leftovers = [
+        *checkpoints_in(folder),
+        folder / WEIGHTS,
+        folder / BEST,
+        folder / RESULT,
+        folder / MODEL,
+    ]
     leftovers = [path for path in leftovers if path.is_file()]
     if leftovers and not (resume or fresh):
         raise UsageError(

@@ -45,7 +45,7 @@ def hash_of(value: Any) -> str:
 def hash_spec(spec: ModelSpec) -> str:
     """Hash what a spec says, but for what is only about the result, and names."""
     values = spec.to_dict()
-    for name in ("export", "license", "run_key"):
+    for name in ("export", "license", "run_key", "tune"):
         values.pop(name, None)
     # The same folder elsewhere is the same spec.
     text = json.dumps(values, sort_keys=True, default=str).replace(str(spec.root.absolute()), ".")

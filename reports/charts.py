@@ -44,10 +44,10 @@ def trials_chart(search: Search) -> str:
     parts += [_point(search, trial, x(cost), y, value) for trial, cost, value in placed]
     if base[0] is not None and base[1] is not None:
         title = f"reference: {name} {plain(base[0])}, {search.key} {plain(base[1])}"
-        parts.append(_mark("reference", x(base[0]), y(base[1]), title))
+        parts.append(mark("reference", x(base[0]), y(base[1]), title))
     if result[0] is not None and result[1] is not None:
         title = f"result: {name} {plain(result[0])}, {search.key} {plain(result[1])}"
-        parts.append(_mark("result", x(result[0]), y(result[1]), title))
+        parts.append(mark("result", x(result[0]), y(result[1]), title))
     label = f"{len(placed)} trials: {name} against {search.key}"
     return frame.drawing(label, *parts) + _legend(search, [trial for trial, _, _ in placed])
 
@@ -99,7 +99,7 @@ def _point(search: Search, trial: Trial, x: float, y: Scale, value: float) -> st
     is_outside = not y.low <= value <= y.high
     if is_outside:
         title.append("beyond the axis")
-    return _mark(css_class(trial.status), x, y(value), ", ".join(title), is_outside)
+    return mark(css_class(trial.status), x, y(value), ", ".join(title), is_outside)
 
 
 _GAINED = {"latency_ms": "faster", "size_bytes": "smaller", "parameters": "fewer"}
@@ -118,7 +118,8 @@ _PATHS = {
 """Status is told by form, too: not everybody tells the colours apart."""
 
 
-def _mark(kind: str, x: float, y: float, title: str = "", faint: bool = False) -> str:
+def mark(kind: str, x: float, y: float, title: str = "", faint: bool = False) -> str:
+    """Return a mark of a kind; its title is shown where the pointer rests on it."""
     titled = [element("title", clean(title))] if title else []
     classes = f"mark {kind} outside" if faint else f"mark {kind}"
     place = f"translate({x:.1f} {y:.1f})"
@@ -135,7 +136,7 @@ def _legend(search: Search, trials: Sequence[Trial]) -> str:
     items = "".join(
         element(
             "span",
-            element("svg", _mark(kind, 10, 10), viewBox="0 0 20 20", aria_hidden="true"),
+            element("svg", mark(kind, 10, 10), viewBox="0 0 20 20", aria_hidden="true"),
             clean(name),
         )
         for kind, name in entries

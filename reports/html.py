@@ -9,29 +9,9 @@ from typing import Any
 from .charts import bits_chart, channels_chart, css_class, curves_chart, trials_chart
 from .comparison import HEADINGS, comparison_rows, facts, headline
 from .numbers import NONE, count, duration, metric, milliseconds, operations, plain, times
+from .page import fact_table, figure, page, section, table
 from .search import Search, Trial, read_search
-from .style import STYLE
 from .svg import clean
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="ingot">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-Cell = tuple[str, str]
-"""Class and markup of a cell."""
 
 
 def search_report(records: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any] | None) -> str:
@@ -43,8 +23,7 @@ def search_report(records: Sequence[Mapping[str, Any]], verdict: Mapping[str, An
             needs no other.
     """
     search = read_search(records, verdict)
-    body = "\n".join(part for part in _parts(search) if part)
-    return _PAGE.format(title=clean(f"{_title(search)}: ingot"), style=STYLE, body=body)
+    return page(_title(search), _parts(search))
 
 
 def _title(search: Search) -> str:
@@ -57,23 +36,19 @@ def _parts(search: Search) -> Iterable[str]:
     yield _header(search)
     for warning in search.verdict.get("warnings") or ():
         yield f'<p class="warning">{clean(str(warning))}</p>'
-    yield _section("Comparison", _comparison(search))
-    yield _section("Trials", _trials_figure(search))
-    yield _section("Channels kept", channels_chart(search.channels_kept()))
-    yield _section("Bits of each layer", bits_chart(search.layers))
-    yield _section("Training", _figure(curves_chart(search)))
-    yield _section("All trials", _trials_table(search))
-    yield _section("Layers", _layers_table(search.layers))
-    yield _section("The search", _facts(_search_facts(search)))
-    yield _section("Files", _files(search.verdict.get("artifacts")))
-    yield _section("Files of the reference", _files(search.verdict.get("reference_artifacts")))
-    yield _section("Settings", _facts(_pairs(search.run.get("settings"))))
+    yield section("Comparison", _comparison(search))
+    yield section("Trials", _trials_figure(search))
+    yield section("Channels kept", channels_chart(search.channels_kept()))
+    yield section("Bits of each layer", bits_chart(search.layers))
+    yield section("Training", figure(curves_chart(search)))
+    yield section("All trials", _trials_table(search))
+    yield section("Layers", _layers_table(search.layers))
+    yield section("The search", fact_table(_search_facts(search)))
+    yield section("Files", _files(search.verdict.get("artifacts")))
+    yield section("Files of the reference", _files(search.verdict.get("reference_artifacts")))
+    yield section("Settings", fact_table(_pairs(search.run.get("settings"))))
     versions = search.verdict.get("versions") or search.run.get("versions")
-    yield _section("Versions", _facts(_pairs(versions)))
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{title}</h2>\n{content}\n</section>" if content else ""
+    yield section("Versions", fact_table(_pairs(versions)))
 
 
 def _header(search: Search) -> str:
@@ -109,7 +84,7 @@ def _comparison(search: Search) -> str:
     if not shown.get("optimized"):
         rows = [row[:2] for row in rows]
     heads = HEADINGS[: len(rows[0])] if rows else ()
-    return _table(heads, rows, "wraps", row_heads=True) if rows else ""
+    return table(heads, rows, "wraps", row_heads=True) if rows else ""
 
 
 def _trials_figure(search: Search) -> str:
@@ -121,15 +96,7 @@ def _trials_figure(search: Search) -> str:
     if unmeasured:
         said = "1 trial was" if unmeasured == 1 else f"{unmeasured} trials were"
         note = f'<p class="note">{said} not measured far enough to be drawn.</p>'
-    return _figure(drawn) + note if drawn else note
-
-
-def _figure(drawing: str) -> str:
-    if not drawing:
-        return ""
-    # What follows the drawing is a legend or a note, which must not scroll with it.
-    svg, end, rest = drawing.partition("</svg>")
-    return f"<figure>{svg}{end}</figure>{rest}"
+    return figure(drawn) + note if drawn else note
 
 
 def _gain(search: Search, trial: Trial) -> str:
@@ -166,7 +133,7 @@ def _trials_table(search: Search) -> str:
             marked.append(number)
     if not rows:
         return '<p class="note">There is no trial.</p>'
-    return _table(heads, rows, "tall", marked)
+    return table(heads, rows, "tall", marked)
 
 
 def _layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -192,7 +159,7 @@ def _layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
         '<p class="note">Signal to noise: of the rounded weights, and of the output with this layer'
         " alone quantized, where it was measured. More is better.</p>"
     )
-    return _table(heads, rows, "tall") + note
+    return table(heads, rows, "tall") + note
 
 
 def _search_facts(search: Search) -> list[tuple[str, str]]:
@@ -223,13 +190,6 @@ def _pairs(values: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _facts(pairs: Iterable[tuple[str, str]]) -> str:
-    rows = [f"<tr><th>{clean(name)}</th><td>{clean(value)}</td></tr>" for name, value in pairs]
-    if not rows:
-        return ""
-    return f'<div class="scroll"><table class="facts"><tbody>{"".join(rows)}</tbody></table></div>'
-
-
 def _files(artifacts: Any) -> str:
     rows = []
     for entry in artifacts or ():
@@ -246,34 +206,4 @@ def _files(artifacts: Any) -> str:
                 ("", f"<code>{clean(str(entry.get('sha256', ''))[:16])}</code>"),
             ]
         )
-    return _table(("file", "format", "bytes", "measured", "sha256"), rows) if rows else ""
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    kind: str = "",
-    marked: Sequence[int] = (),
-    *,
-    row_heads: bool = False,
-) -> str:
-    """Return a table that scrolls by itself where it is wider than the screen."""
-    aligned = [cell[0] for cell in rows[0]]
-    top = "".join(
-        f'<th class="{"num" if "num" in css else ""}">{clean(head)}</th>'
-        for head, css in zip(heads, aligned, strict=True)
-    )
-    lines = []
-    for number, row in enumerate(rows):
-        cells = []
-        for place, (css, markup) in enumerate(row):
-            tag = "th" if row_heads and place == 0 else "td"
-            cells.append(
-                f'<{tag} class="{css}">{markup}</{tag}>' if css else f"<{tag}>{markup}</{tag}>"
-            )
-        css = ' class="best"' if number in marked else ""
-        lines.append(f"<tr{css}>{''.join(cells)}</tr>")
-    return (
-        f'<div class="scroll {kind}"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    return table(("file", "format", "bytes", "measured", "sha256"), rows) if rows else ""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SchedulerSection,
         TrainingSection,
     )
+    from .tune import ParameterSection, TuneSection
 
 _MODULES = {
     "CodePath": "model",
@@ -53,6 +54,7 @@ _MODULES = {
     "ModelSection": "model",
     "ModelSpec": "spec",
     "NEUROPOD_DTYPES": "dtypes",
+    "ParameterSection": "tune",
     "ProblemSpec": "spec",
     "QuantizationArgs": "sections",
     "SchedulerSection": "training",
@@ -60,6 +62,7 @@ _MODULES = {
     "TensorSpec": "tensors",
     "TestSection": "sections",
     "TrainingSection": "training",
+    "TuneSection": "tune",
     "canonical_dtype": "dtypes",
     "dtype_name": "dtypes",
     "format_shape": "tensors",
@@ -91,6 +94,7 @@ __all__ = [
     "LoopParams",
     "ModelSection",
     "ModelSpec",
+    "ParameterSection",
     "ProblemSpec",
     "QuantizationArgs",
     "SchedulerSection",
@@ -98,6 +102,7 @@ __all__ = [
     "TensorSpec",
     "TestSection",
     "TrainingSection",
+    "TuneSection",
     "canonical_dtype",
     "dtype_name",
     "format_shape",

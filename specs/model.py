@@ -47,9 +47,9 @@ FRAMEWORK_KEYS: dict[str, FrameworkKeys] = {
     "torchscript": FrameworkKeys(("file",)),
     "keras": FrameworkKeys(
         (),
-        ("weights", "weights_sha256", "node_name_mapping"),
-        ("file", "architecture"),
-        (("architecture", "weights"), ("weights", "architecture"), _HASHED),
+        ("weights", "weights_sha256", "node_name_mapping", "kwargs"),
+        ("file", "architecture", "entrypoint"),
+        (("architecture", "weights"), ("kwargs", "entrypoint"), _HASHED),
     ),
     "onnx": FrameworkKeys(("file",)),
     "tensorflow": FrameworkKeys(
@@ -126,7 +126,8 @@ class ModelSection(Section):
     framework: Framework = key("What the model is written in.")
     entrypoint: str | None = key(
         Rule(
-            "Callable beside the spec that returns the `nn.Module` (torch) or a callable (python).",
+            "Callable beside the spec that returns the `nn.Module` (torch), the `keras.Model`"
+            " (keras), or a callable (python).",
             pattern=ENTRYPOINT,
             form="module:attribute",
         ),
@@ -135,7 +136,7 @@ class ModelSection(Section):
     kwargs: dict[str, Any] = key("Keyword arguments of the entry point.", default_factory=dict)
     weights: Path | None = key(
         Rule(
-            "State of the module: safetensors, or a weights-only checkpoint; of an architecture:"
+            "State of the module: safetensors, or a weights-only checkpoint; of a Keras model:"
             " safetensors.",
             exists="file",
         ),
@@ -236,7 +237,7 @@ class ModelSection(Section):
             found = " and ".join(given) or "neither"
             raise node.error(f"found {found}; expected exactly one of {', '.join(keys.one_of)}")
         for name, other in keys.pairs:
-            if getattr(self, name) is not None and getattr(self, other) is None:
+            if name in node.value and getattr(self, name) is not None and not getattr(self, other):
                 raise node.error(f"the key {other!r} is missing; {name!r} needs it")
 
 

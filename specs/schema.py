@@ -14,7 +14,7 @@ from .declare import COMPONENT, Component, Key, Rule, Section, keys_of
 from .dtypes import DTYPES
 from .model import COMMON_KEYS, FRAMEWORK_KEYS, ModelSection
 from .sections import EVALUATION_KEYS, STAGE_KEYS, EvaluationSection, Stage
-from .spec import ModelSpec, ProblemSpec
+from .spec import ROOT, ModelSpec, ProblemSpec
 from .tensors import TensorSpec
 
 SCHEMA_FILE = Path(__file__).with_name("spec.schema.json")
@@ -59,6 +59,7 @@ def spec_schema() -> dict[str, Any]:
     for section, names in ((Stage, STAGE_KEYS), (EvaluationSection, EVALUATION_KEYS)):
         for name in names:
             properties[name] = _key(keys_of(section)[name], definitions)
+    properties["root"] = {"type": "string", "minLength": 1, "description": ROOT}
     definitions["ModelSection"]["allOf"] = _framework_rules()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

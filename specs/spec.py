@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -30,6 +30,7 @@ from .sections import (
 )
 from .tensors import TensorSpec
 from .training import FineTunerSection, FullTrainerSection, TrainingSection
+from .tune import TuneSection
 
 Task = Literal["classification", "object_detection", "segmentation"]
 
@@ -44,6 +45,9 @@ _SILENT = ("torch", "python", "torchscript")
 
 FORMAT_VERSION = 1
 """The only version of the format of specs so far."""
+
+ROOT = "The folder that paths are relative to, and where the code lies; the file's by default."
+"""What the key ``root`` of a spec file means; it is no key of a spec given in Python."""
 
 _TEST = Rule("Golden data: what the packaged model is tested with.")
 
@@ -128,6 +132,7 @@ class ModelSpec(Section):
     training: TrainingSection | None = key(
         "The parts of a training run, and more of its options.", default=None
     )
+    tune: TuneSection | None = key("What a search of hyper-parameters draws.", default=None)
     run_key: str | None = key(
         "Names the data in the journal of a search, where data cannot be hashed.", default=None
     )
@@ -242,10 +247,32 @@ def load_spec(
         raise SpecError("the home folder of '~' is unknown", file=path) from None
     node = read_tree(path)
     absolute = path.absolute()
-    changes = parse_overrides(overrides, absolute.parent)
+    root = _take_root(node, absolute.parent)
+    changes = parse_overrides(overrides, root)
     if not {"name", "model_name"} & node.value.keys():
         node.value["name"] = node.with_value(absolute.stem)
-    return _load(node, changes, absolute, absolute.parent, check_files)
+    return _load(node, changes, absolute, root, check_files)
+
+
+def _take_root(node: Node, folder: Path) -> Path:
+    """Return the folder that paths in a file are resolved against: its own, or its ``root``.
+
+    A spec that is written for another one, such as the best of a study, lies elsewhere.
+    """
+    given = node.value.pop("root", None)
+    if given is None:
+        return folder
+    declared = Rule(ROOT, exists="folder")
+    root: Path = Parser().value(given, Path, declared)
+    _reroot(node, root)
+    return root
+
+
+def _reroot(node: Node, root: Path) -> None:
+    node.origin = replace(node.origin, root=root)
+    if isinstance(node.value, dict | list):
+        for child in node.value.values() if isinstance(node.value, dict) else node.value:
+            _reroot(child, root)
 
 
 def _load(

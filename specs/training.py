@@ -111,6 +111,12 @@ class TrainingSection(Section):
     callbacks: tuple[Component, ...] = key(
         "Logging, checkpoints, summaries and display, by name.", default=()
     )
+    predictor: Component | None = key(
+        "What makes predictions of samples; that of the task by default.", default=None
+    )
+    test_samples: tuple[str, ...] = key(
+        Rule("Files or texts that `infer` runs when none are given.", single="item"), default=()
+    )
     batch_size: int | None = key(Rule("Samples a step and device.", minimum=1), default=None)
     warmup_epochs: float = key(
         Rule("Epochs in which the learning rate rises to its start.", minimum=0), default=0.0
