@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -35,7 +34,7 @@ from .options import Settings, common_options, set_option
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes that train together on this machine (DDP).",
+    help="Processes (PyTorch), or devices of one (Keras), that train together on this machine.",
 )
 @click.option("--strict", is_flag=True, help="Refuse --device GPU where there is none.")
 @set_option
@@ -60,13 +59,14 @@ def command(
     (best.safetensors) and the result (train.json). A run that was killed goes on with --resume, and
     ends with the weights of one that was not. Exits with 1 when the loss is NaN.
 
-    Under torchrun, and with --nproc, each process trains on its part of the data.
+    Under torchrun, and with --nproc, each process (of Keras: each device) trains on its part of the
+    data.
     """
     from ..commands.train import train
-    from ..commands.train_workers import run_workers, tell_launcher
+    from ..commands.train_workers import run_workers, tell_launcher, trains_in_processes
     from .console_train import print_train, train_progress
 
-    if nproc > 1:
+    if nproc > 1 and trains_in_processes(spec, overrides):
         flags = {"--resume": resume, "--fresh": fresh, "--strict": strict, "--json": settings.json}
         values = {
             "--output": output,
@@ -96,6 +96,7 @@ def command(
                 threads=threads,
                 overrides=overrides,
                 strict=strict,
+                devices=nproc,
                 progress=progress,
             )
     except Exception as error:
@@ -103,7 +104,7 @@ def command(
         if code is None:
             raise
         return code
-    if os.environ.get("RANK", "0") != "0":
+    if result.rank:
         return 0
     if settings.json:
         settings.print_json(result.to_dict())

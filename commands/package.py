@@ -235,19 +235,19 @@ def _onnx(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
 def _keras(target: Path, spec: ModelSpec, arguments: dict[str, Any]) -> Path:
     from ..packagers import create_keras_package
 
-    native = None
-    if spec.model.architecture is not None:
+    native, file = None, spec.model.file
+    if file is None or spec.model.weights is not None:
         from ..frameworks import LoadOptions, open_model
         from ..runtime.sources import source_from_spec
 
-        native = open_model(source_from_spec(spec), LoadOptions()).native
+        native, file = open_model(source_from_spec(spec), LoadOptions()).native, None
     return create_keras_package(
         target,
         spec.name,
         spec.inputs,
         spec.outputs,
         model=native,
-        model_path=spec.model.file,
+        model_path=file,
         node_name_mapping=spec.model.node_name_mapping,
         **arguments,
     )

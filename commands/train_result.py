@@ -12,6 +12,7 @@ from ..runtime.atomic import replacing
 
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
+MODEL = "model.keras"
 RESULT = "train.json"
 
 
@@ -33,6 +34,8 @@ class TrainResult:
         seed: of everything that was random.
         device: where it ran.
         history: loss and metrics of each evaluation.
+        model: the network with these weights in one file (Keras).
+        rank: number of this process among those that trained; the first one wrote the files.
     """
 
     name: str
@@ -48,6 +51,8 @@ class TrainResult:
     seed: int
     device: str
     history: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    model: Path | None = None
+    rank: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; paths are absolute, and what is no finite number is None."""
@@ -68,6 +73,7 @@ class TrainResult:
                 "seed": self.seed,
                 "device": self.device,
                 "history": self.history,
+                **({} if self.model is None else {"model": str(self.model.absolute())}),
             }
         )
         return found

@@ -20,6 +20,17 @@ ERRORS = "INGOT_WORKER_ERRORS"
 """Environment variable: the folder that workers write to why they failed."""
 
 
+def trains_in_processes(spec: str | Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether several devices need a process each, as PyTorch does; Keras has a strategy for them.
+
+    Raises:
+        SpecError: the spec is invalid.
+    """
+    from ..specs import load_spec
+
+    return load_spec(spec, overrides, check_files=False).model.framework != "keras"
+
+
 def run_workers(arguments: Sequence[str], nproc: int, module: str = "cli") -> None:
     """Run a module with arguments in as many processes, under torch's elastic launcher.
 

@@ -131,8 +131,8 @@ def _keras(job: Job, weights: Path) -> tuple[dict[str, Any], ModelSource]:
     from safetensors.numpy import save_file
 
     from ..frameworks.keras import import_keras
+    from ..frameworks.keras_files import number_objects
     from ..frameworks.keras_weights import architecture_of, build, read_variables
-    from ..packagers.keras import number_objects
 
     source, native, keras = job.source, job.model.native, import_keras()
     try:
@@ -148,7 +148,7 @@ def _keras(job: Job, weights: Path) -> tuple[dict[str, Any], ModelSource]:
     section: dict[str, Any] = {"framework": "keras", "architecture": architecture}
     if source.node_name_mapping:
         section["node_name_mapping"] = dict(source.node_name_mapping)
-    return section, replace(source, path=None, architecture=architecture)
+    return section, replace(source, path=None, entrypoint=None, architecture=architecture)
 
 
 def _carried(job: Job) -> dict[str, Any]:

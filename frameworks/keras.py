@@ -1,9 +1,11 @@
-"""Keras 3 files (``.keras``), or an architecture and its weights; loaded in safe mode."""
+"""Keras 3 models: ``.keras`` files and architectures, loaded in safe mode, and entry points."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,14 +46,25 @@ def import_keras(options: LoadOptions | None = None) -> Any:
 
 
 def load(source: ModelSource, options: LoadOptions) -> Model:
-    """Load a ``.keras`` file, or an architecture; code inside of it (Lambda layers) is refused.
+    """Load a ``.keras`` file or an architecture, or call an entry point; then load its weights.
+
+    Code inside of a file (Lambda layers) is refused.
 
     Raises:
         ModelError: the file is something else, holds code or unknown classes, or lacks a tensor of
-            the spec; or the weights do not fit the architecture.
+            the spec; the entry point fails; or the weights do not fit the model.
         MissingDependencyError: Keras is not installed.
     """
-    if source.path is None and source.architecture is None:
+    keras = _imported(source, options)
+    native = native_model(source, keras)
+    if source.weights is not None:
+        load_weights(native, source.weights, source.label, keras)
+    return KerasModel(source, native, keras, options)
+
+
+def _imported(source: ModelSource, options: LoadOptions) -> Any:
+    """Check the files of a source, and import Keras for it."""
+    if source.path is None and source.architecture is None and source.entrypoint is None:
         raise ModelError(f"{source.label}: a Keras model needs a file")
     if source.path is not None and not is_zip(source.path):
         raise ModelError(
@@ -64,6 +77,21 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
         load_once(
             source.custom_ops, "tensorflow", import_tensorflow().load_op_library, source.label
         )
+    return keras
+
+
+def native_model(source: ModelSource, keras: Any) -> Any:
+    """Return the ``keras.Model`` of a source; ``source.weights`` are not loaded.
+
+    Raises:
+        ModelError: it cannot be loaded, or the entry point fails or returns something else.
+    """
+    if source.entrypoint is not None:
+        from .python import call_entrypoint, code_folder
+
+        with fresh_names():
+            native = call_entrypoint(source, code_folder(source))
+        return require_model(native, source.entrypoint, source.label, keras)
     try:
         if source.architecture is None:
             native = keras.saving.load_model(source.path, compile=False, safe_mode=True)
@@ -77,9 +105,37 @@ def load(source: ModelSource, options: LoadOptions) -> Model:
         raise ModelError(
             f"{source.label}: Keras {keras.__version__} cannot load it: {reason}", hint=hint
         ) from error
-    if source.weights is not None:
-        load_weights(native, source.weights, source.label, keras)
-    return KerasModel(source, native, keras, options)
+    return native
+
+
+def require_model(native: Any, name: str, label: str, keras: Any) -> Any:
+    """Return what an entry point returned, when it is a Keras model.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    if not isinstance(native, keras.Model):
+        raise ModelError(
+            f"{label}: {name!r} returned a {type(native).__name__}; expected a keras.Model"
+        )
+    return native
+
+
+@contextmanager
+def fresh_names() -> Iterator[None]:
+    """Number layers that are made within the context from the start, as in a new process.
+
+    Keras counts them in the process (``dense``, ``dense_1``), and variables are named after them:
+    the weights of a model that is built twice would else have other names.
+    """
+    from keras.src.backend.common import global_state
+
+    counts = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", counts)
 
 
 class KerasModel(Model):
@@ -89,10 +145,14 @@ class KerasModel(Model):
         source: the declared specs and ``node_name_mapping``; a missing one is read off the model,
             with the first dimension called ``batch_size``, as Neuropod does.
         native: the ``keras.Model``.
+
+    Attributes:
+        is_on_gpu: whether TensorFlow runs it on a GPU.
     """
 
     def __init__(self, source: ModelSource, native: Any, keras: Any, options: LoadOptions) -> None:
         self.native = native
+        self.is_on_gpu = False
         self.version = keras.__version__
         self._label = source.label
         self._keras = keras
@@ -124,6 +184,7 @@ class KerasModel(Model):
             return lambda feeds: native(feeds, training=False)
         tensorflow = import_tensorflow()
         device = tensorflow_device(tensorflow, options.device)
+        self.is_on_gpu = device.startswith("/GPU")
 
         def call(feeds: Any) -> Any:
             with tensorflow.device(device):

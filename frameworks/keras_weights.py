@@ -7,6 +7,7 @@ share one. So the names are always those of the model that is rebuilt from its r
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
-from .base import import_framework
+from .base import first_line, import_framework
 
 Array = np.ndarray[Any, Any]
 
@@ -78,14 +79,38 @@ def names_of(model: Any) -> list[str]:
     return names
 
 
+def rebuilt(model: Any, keras: Any) -> Any:
+    """Return a model that is built from the record of another one; None where Keras cannot do that.
+
+    It cannot where a class is the user's own, and not registered with Keras.
+    """
+    try:
+        return build(architecture_of(model), keras)
+    except Exception as error:
+        logging.getLogger("ingot").debug("%s: is not rebuilt: %s", model.name, first_line(error))
+        return None
+
+
+def stable_names(model: Any, keras: Any) -> list[str]:
+    """Return the name of each variable in ``model.weights`` that a file of its weights has.
+
+    They are those of the model that is built from its record, so that the same file fits code, a
+    ``.keras`` file and a record. A model that cannot be rebuilt has those of its own.
+    """
+    other = rebuilt(model, keras)
+    if other is None or [item.shape for item in other.weights] != [w.shape for w in model.weights]:
+        return names_of(model)
+    return names_of(other)
+
+
 def load_weights(model: Any, path: Path, label: str, keras: Any) -> None:
     """Load the variables of a model from a safetensors file, strictly.
 
     Raises:
         ModelError: the file is damaged, or has other tensors than the model.
     """
-    arrays = _read(path)
-    variables = dict(zip(names_of(model), model.weights, strict=True))
+    arrays = read_arrays(path)
+    variables = dict(zip(stable_names(model, keras), model.weights, strict=True))
     where = f"{label}: weights {path.name} do not fit the architecture"
     for kind, names in (
         ("lacks", [name for name in variables if name not in arrays]),
@@ -109,7 +134,12 @@ def _describe(tensor: Any) -> str:
     return f"{dtype}[{', '.join(map(str, tensor.shape))}]"
 
 
-def _read(path: Path) -> dict[str, Array]:
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Read a safetensors file.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
     import_framework("safetensors", "tensorflow")
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

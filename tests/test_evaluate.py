@@ -98,7 +98,7 @@ def test_a_spec_of_another_framework_has_data_of_its_own(trained, tmp_path):
     onnx = write_spec(tmp_path, model=model, inputs=None, outputs=None)
 
     assert ingot.evaluate(onnx).entries[0].metrics == result.metrics
-    with pytest.raises(ingot.UsageError, match="'onnx'; only 'torch' can be trained"):
+    with pytest.raises(ingot.UsageError, match="'onnx'; only keras and torch can be trained"):
         ingot.train(onnx, tmp_path / "run")
 
 

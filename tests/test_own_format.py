@@ -389,7 +389,8 @@ def test_tied_weights_views_and_data_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "key", "message"),
     [
-        ({"file": "x.keras", "weights": "w"}, "model", "'architecture' is missing"),
+        ({}, "model", "found neither; expected exactly one of file, architecture, entrypoint"),
+        ({"file": "x.keras", "kwargs": {"a": 1}}, "model", "'entrypoint' is missing; 'kwargs'"),
         ({"architecture": {}}, "model", "'weights' is missing; 'architecture' needs it"),
         ({"architecture": {}, "file": "x.keras"}, "model", "found file and architecture"),
         (

@@ -143,5 +143,6 @@ def test_a_framework_of_its_own_trains_resumes_and_fails_like_any_other(tmp_path
 
 
 def test_a_framework_that_cannot_be_trained_is_refused():
-    with pytest.raises(ingot.UsageError, match=r"found 'onnx'; expected one .* trained: torch"):
+    message = r"found 'onnx'; expected one .* trained: keras, torch"
+    with pytest.raises(ingot.UsageError, match=message):
         train_network(problem_of("onnx"), np.zeros(3), TrainerOptions())

@@ -1,4 +1,4 @@
-"""Training and evaluation: inputs, networks, losses, metrics and the loop; Keras is to follow."""
+"""Training and evaluation: inputs, networks, losses, metrics and the loop."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ _MODULES = {
     "Augmenter": "inputter",
     "Callback": "callbacks",
     "Device": "device",
+    "Display": "displays",
     "Evaluation": "evaluation",
     "EvaluationFunction": "evaluation",
     "ExternalTrainingLoop": "factories",
     "ForwardPass": "forward_pass",
+    "ImageInputter": "images",
     "Inputter": "inputter",
+    "KerasEvaluationFunction": "keras_metrics",
+    "KerasForwardPass": "keras_forward_pass",
+    "KerasLossFunction": "keras_losses",
     "LossFunction": "losses",
     "Modeler": "modeler",
     "NativeOptimizerFactory": "factories",
     "NativeSchedulerFactory": "factories",
+    "Prediction": "prediction",
+    "Predictor": "prediction",
     "Problem": "problem",
     "Runner": "runner",
     "TorchEvaluationFunction": "torch_metrics",

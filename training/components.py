@@ -15,33 +15,73 @@ from ..specs.hints import did_you_mean
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "data": {
+        "characters": "text_generation:character_splits",
         "cifar10": "cifar:cifar10_splits",
         "cifar100": "cifar:cifar100_splits",
+        "coco": "coco_boxes:coco_splits",
         "csv": "image_csv:csv_splits",
         "digits": "data:digits_splits",
+        "images": "style_data:image_splits",
         "npz": "data:npz_splits",
+        "segmentation_csv": "segmentation_csv:segmentation_splits",
         "synthetic": "data:synthetic_splits",
+        "text": "text_classification:text_splits",
     },
-    "augmenter": {"cifar": "augment:CifarAugmenter", "cifar_augmenter": "augment:CifarAugmenter"},
+    "files": {
+        "cifar10": "images:image_files",
+        "cifar100": "images:image_files",
+        "coco": "images:image_files",
+        "csv": "images:image_files",
+        "digits": "images:image_files",
+        "images": "images:image_files",
+        "segmentation_csv": "images:image_files",
+    },
+    "augmenter": {
+        "cifar": "augment:CifarAugmenter",
+        "cifar_augmenter": "augment:CifarAugmenter",
+        "mirror": "augment:MirrorAugmenter",
+    },
     "forward_pass": {"default": "torch_forward_pass:TorchForwardPass"},
     "modeler": {"default": "torch_modeler:TorchModeler"},
     "loss": {
         "bce": "torch_losses:BinaryCrossEntropy",
         "cross_entropy": "torch_losses:CrossEntropy",
         "mse": "torch_losses:MeanSquaredError",
+        "perceptual": "torch_style:PerceptualLoss",
         "segmentation_cross_entropy": "torch_losses:SegmentationCrossEntropy",
+        "sequence_cross_entropy": "torch_text:SequenceCrossEntropy",
         "ssd_multibox": "torch_ssd:SsdMultibox",
     },
     "evaluation": {
         "accuracy": "torch_metrics:ClassificationEvaluation",
         "classification": "torch_metrics:ClassificationEvaluation",
+        "next_token": "torch_text:NextTokenEvaluation",
         "object_detection": "torch_ssd:DetectionEvaluation",
+        "perceptual": "torch_style:PerceptualEvaluation",
         "segmentation": "torch_metrics:SegmentationEvaluation",
+    },
+    "keras_loss": {
+        "bce": "keras_losses:BinaryCrossEntropy",
+        "cross_entropy": "keras_losses:CrossEntropy",
+        "mse": "keras_losses:MeanSquaredError",
+        "segmentation_cross_entropy": "keras_losses:SegmentationCrossEntropy",
+    },
+    "keras_evaluation": {
+        "accuracy": "keras_metrics:ClassificationEvaluation",
+        "classification": "keras_metrics:ClassificationEvaluation",
+        "segmentation": "keras_metrics:SegmentationEvaluation",
     },
     "callback": {
         "accuracy": "callbacks:AccuracyCallback",
         "early_stopping": "callbacks:EarlyStopping",
         "ema": "callbacks:Ema",
+        "infer_basic": "displays:InferBasic",
+        "infer_display_image_classification": "displays:ImageClassificationDisplay",
+        "infer_display_image_segmentation": "displays:ImageSegmentationDisplay",
+        "infer_display_object_detection": "displays:ObjectDetectionDisplay",
+        "infer_display_style_transfer": "style_predictions:StyleDisplay",
+        "infer_display_text_classification": "text_predictions:TextClassificationDisplay",
+        "infer_display_text_generation": "text_predictions:TextGenerationDisplay",
         "loss": "callbacks:LossCallback",
         "speed": "callbacks:SpeedCallback",
         "summary": "summary:SummaryCallback",
@@ -50,10 +90,21 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "train_speed": "callbacks:SpeedCallback",
         "train_summary": "summary:SummaryCallback",
     },
+    "predictor": {
+        "accuracy": "image_predictions:ClassificationPredictor",
+        "classification": "image_predictions:ClassificationPredictor",
+        "next_token": "text_predictions:TextGenerationPredictor",
+        "object_detection": "image_predictions:DetectionPredictor",
+        "perceptual": "style_predictions:StylePredictor",
+        "segmentation": "image_predictions:SegmentationPredictor",
+        "style_transfer": "style_predictions:StylePredictor",
+        "text_classification": "text_predictions:TextClassificationPredictor",
+        "text_generation": "text_predictions:TextGenerationPredictor",
+    },
 }
 """What is built in, by kind and name: module of this folder and attribute."""
 
-_FUNCTIONS_THEMSELVES = {"loss", "evaluation"}
+_FUNCTIONS_THEMSELVES = {"loss", "evaluation", "keras_loss", "keras_evaluation"}
 """Kinds of which a plain function is the thing itself, not what makes it."""
 
 

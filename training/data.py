@@ -98,6 +98,9 @@ class DataContext:
         convert: makes the framework's tensors out of arrays.
         input_names: names of the model's inputs.
         label: what messages call the spec.
+        input_shapes: their shapes, as the spec has them.
+        layout: brings images ``(batch, channels, height, width)`` into the layout of the network,
+            where that is another one.
     """
 
     root: Path
@@ -107,15 +110,36 @@ class DataContext:
     convert: Convert | None = None
     input_names: tuple[str, ...] = ()
     label: str = "data"
+    input_shapes: tuple[tuple[int | str | None, ...] | None, ...] = ()
+    layout: Convert | None = None
 
-    def options(self, split: str, batch_size: int) -> dict[str, Any]:
-        """Return the arguments of an :class:`Inputter` for a split."""
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Return channels, height and width of the first input; None where they are not fixed."""
+        shape = self.input_shapes[0] if self.input_shapes else None
+        if shape is None or len(shape) != 4:
+            return None
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
+        if len(sizes) != 3:
+            return None
+        # Channels stand first, or last where only that can be meant.
+        if sizes[0] not in (1, 3) and sizes[2] in (1, 3):
+            sizes = [sizes[2], sizes[0], sizes[1]]
+        return sizes[0], sizes[1], sizes[2]
+
+    def options(self, split: str, batch_size: int, as_stored: bool = False) -> dict[str, Any]:
+        """Return the arguments of an :class:`Inputter` for a split.
+
+        Args:
+            split: its name.
+            batch_size: unless the context has one.
+            as_stored: arrays keep their layout; else images are brought into the network's.
+        """
         return {
             "batch_size": self.batch_size or batch_size,
             "shuffle": split == "train",
             "augmenter": self.augmenter,
             "seed": self.seed,
-            "convert": self.convert,
+            "convert": self.convert if as_stored or self.layout is None else self.layout,
         }
 
     def path(self, name: str | Path) -> Path:
@@ -222,7 +246,8 @@ def npz_splits(
     names = list(inputs or context.input_names)
     return {
         split: ArrayInputter(
-            npz_arrays(context.path(file), names, label), **context.options(split, batch_size)
+            npz_arrays(context.path(file), names, label),
+            **context.options(split, batch_size, as_stored=True),
         )
         for split, file in files.items()
     }
@@ -273,5 +298,6 @@ def synthetic_splits(
         generator = random_generator(context.seed, number)
         inputs = generator.standard_normal((count, *shape), np.float32)
         labels = generator.integers(0, classes, count)
-        found[split] = ArrayInputter((inputs, labels), **context.options(split, batch_size))
+        options = context.options(split, batch_size, as_stored=True)
+        found[split] = ArrayInputter((inputs, labels), **options)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from .device import Device
 
 _WAIT = timedelta(hours=12)
 """The others wait while the first worker evaluates; that one died is noticed by the launcher."""
+
+STOP_STEPS = 10
+"""Steps from one time that workers ask each other whether to stop to the next."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def alone(count: int) -> Iterator[None]:
 
     Metrics (torchmetrics, and a user's own) would otherwise wait for the others to join in.
     """
-    if count == 1:
+    if count == 1 or not _has_group():
         yield
         return
     from torch.distributed.distributed_c10d import GroupMember
@@ -98,9 +102,15 @@ def alone(count: int) -> Iterator[None]:
         GroupMember.WORLD = world
 
 
+def _has_group() -> bool:
+    """Whether workers of PyTorch have found each other; those of Keras are in no such group."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_initialized())
+
+
 def wait_for_all(workers: Workers) -> None:
-    """Go on when every worker has come here."""
-    if workers.count > 1:
+    """Go on when every worker of PyTorch has come here."""
+    if workers.count > 1 and _has_group():
         from torch import distributed
 
         distributed.barrier()

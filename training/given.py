@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UsageError
 from ..specs import ModelSection, ModelSpec
 from ..specs.hints import did_you_mean
+from . import networks
 from .assess import evaluate_on
 from .components import accepted
 from .data import Splits
@@ -41,6 +43,7 @@ def given_problem(
     evaluation: Any = None,
     device: str | Device = Device.CPU,
     seed: int = 0,
+    framework: Literal["keras", "torch"] = "torch",
 ) -> Problem:
     """Return a problem whose parts are objects.
 
@@ -53,22 +56,27 @@ def given_problem(
             default.
         device: where it runs.
         seed: of everything that is random.
+        framework: of the network.
     """
-    from .torch_forward_pass import TorchForwardPass
-    from .torch_losses import CrossEntropy
-    from .torch_metrics import ClassificationEvaluation
-
     place = as_device(device)
-    problem = Problem(ModelSpec(model=ModelSection("torch")), place, seed)
+    spec = ModelSpec(model=ModelSection(framework), task="classification")
+    problem = Problem(spec, place, seed)
     problem.splits = data
-    problem.forward_pass = forward_pass or TorchForwardPass((0, "_"))
+    if forward_pass is not None:
+        problem.forward_pass = forward_pass
     context = {"device": place, "forward_pass": problem.forward_pass}
-    loss = CrossEntropy if loss is None else loss
-    problem.loss = loss(**accepted(loss, context)) if isinstance(loss, type) else loss
-    evaluation = ClassificationEvaluation if evaluation is None else evaluation
-    is_class = isinstance(evaluation, type)
-    problem.evaluation = evaluation(**accepted(evaluation, context)) if is_class else evaluation
+    if loss is not None:
+        problem.loss = loss(**accepted(loss, context)) if isinstance(loss, type) else loss
+    if evaluation is not None:
+        is_class = isinstance(evaluation, type)
+        problem.evaluation = evaluation(**accepted(evaluation, context)) if is_class else evaluation
     return problem
+
+
+def framework_of(model: Any) -> Literal["keras", "torch"]:
+    """Return the framework of a network, without importing one."""
+    keras: Any = sys.modules.get("keras")
+    return "keras" if keras is not None and isinstance(model, keras.Model) else "torch"
 
 
 def options_from_config(config: Mapping[str, Any], **changes: Any) -> TrainerOptions:
@@ -140,6 +148,7 @@ def fit(
         evaluation=evaluation,
         device=device,
         seed=seed,
+        framework=framework_of(model),
     )
     options = full_trainer
     if not isinstance(options, TrainerOptions):
@@ -158,6 +167,14 @@ def measure(
     device: str | Device = Device.CPU,
 ) -> Evaluation:
     """Evaluate a model on a split."""
-    problem = given_problem(data, forward_pass=forward_pass, evaluation=evaluation, device=device)
+    problem = given_problem(
+        data,
+        forward_pass=forward_pass,
+        evaluation=evaluation,
+        device=device,
+        framework=framework_of(model),
+    )
+    if problem.spec.model.framework == "keras":
+        model = networks.callable_network(model, problem)
     found, _ = evaluate_on(problem, model, problem.split(split, "eval_split"))
     return found

@@ -49,7 +49,7 @@ def _gpu_of(framework: str) -> tuple[str, bool]:
 
     PyTorch is asked for other frameworks, too, where it is installed: it holds their batches.
     """
-    if framework in _OF_TORCH or has_torch():
+    if framework != "keras" and (framework in _OF_TORCH or has_torch()):
         torch = import_framework("torch", "torch")
         return "PyTorch", bool(torch.cuda.is_available())
     if framework == "onnx":
@@ -65,13 +65,17 @@ def _gpu_of(framework: str) -> tuple[str, bool]:
 
 
 def set_threads(threads: int | None, framework: str = "torch") -> None:
-    """Set how many threads an operator of PyTorch may use, where PyTorch is installed.
+    """Set how many threads an operator of PyTorch, or for Keras of TensorFlow, may use.
 
     Args:
         threads: how many; None leaves ``OMP_NUM_THREADS``, and otherwise takes no more than there
             are cores for this process: more are many times slower than too few.
-        framework: what runs the model; another one than PyTorch does not need it.
+        framework: what runs the model; PyTorch, where it is installed, holds the batches of others
+            than Keras.
     """
+    if framework == "keras":
+        _set_threads_of_tensorflow(threads)
+        return
     if framework not in _OF_TORCH and not has_torch():
         return
     torch = import_framework("torch", "torch")
@@ -80,3 +84,20 @@ def set_threads(threads: int | None, framework: str = "torch") -> None:
             return
         threads = min(int(torch.get_num_threads()), available_cores())
     torch.set_num_threads(threads)
+
+
+def _set_threads_of_tensorflow(threads: int | None) -> None:
+    from ..frameworks.tensorflow import import_tensorflow
+
+    config = import_tensorflow().config.threading
+    wanted = threads or int(os.environ.get("OMP_NUM_THREADS") or available_cores())
+    if config.get_intra_op_parallelism_threads() == wanted:
+        return
+    try:
+        config.set_intra_op_parallelism_threads(wanted)
+        config.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        if threads is not None:
+            logging.getLogger("ingot").warning(
+                "threads: TensorFlow has started already and keeps its number of threads"
+            )

@@ -6,6 +6,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,12 +77,23 @@ class Inputter(ABC):
         """How many samples the split has."""
 
     @abstractmethod
-    def read(self, indices: Array, generator: np.random.Generator | None) -> Sequence[Array]:
-        """Return one batch, as arrays.
+    def read(self, indices: Array, generator: np.random.Generator | None) -> Sequence[Any]:
+        """Return one batch, as arrays, or lists or dicts of them.
 
         Args:
             indices: which samples.
             generator: for augmentation; None outside of training.
+        """
+
+    def keep(self, folder: Path, goes_on: bool) -> None:  # noqa: B027 - most have nothing to keep
+        """Write what a trained network needs beside its weights, such as a vocabulary.
+
+        Args:
+            folder: of the run.
+            goes_on: the run has begun earlier, and is gone on with.
+
+        Raises:
+            UsageError: what the earlier part wrote was something else.
         """
 
     def __len__(self) -> int:
@@ -108,7 +120,18 @@ class Inputter(ABC):
             if self.shuffle:
                 generator = random_generator(self.seed, epoch, index, self.rank)
             arrays = self.read(chosen, generator)
-            yield tuple(arrays) if self.convert is None else tuple(map(self.convert, arrays))
+            yield tuple(converted(array, self.convert) for array in arrays)
+
+
+def converted(value: Any, convert: Convert | None) -> Any:
+    """Return arrays, also those in lists and dicts, as the framework's tensors."""
+    if convert is None:
+        return value
+    if isinstance(value, dict):
+        return {name: converted(child, convert) for name, child in value.items()}
+    if isinstance(value, list):
+        return [converted(child, convert) for child in value]
+    return convert(value)
 
 
 def prefetched(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:

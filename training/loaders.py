@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -86,11 +87,13 @@ def part_of(loader: Iterable[Any], workers: Workers) -> Iterable[Any]:
     Raises:
         UsageError: a ``DataLoader`` has an iterable data set.
     """
-    from torch.utils.data import BatchSampler, DataLoader, IterableDataset
-
     if isinstance(loader, Inputter):
         loader.rank, loader.workers = workers.rank, workers.count
         return loader
+    if "torch" not in sys.modules:
+        return EveryNth(loader, workers)
+    from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
     if not isinstance(loader, DataLoader):
         return EveryNth(loader, workers)
     if isinstance(loader.dataset, IterableDataset):

@@ -58,6 +58,18 @@ class Modeler(ABC):
     def write_weights(self, path: Path) -> None:
         """Write the weights, the averaged ones if there are any, to a safetensors file."""
 
+    def write_model(self, weights: Path, folder: Path) -> Path | None:
+        """Write the network itself beside its weights, where its framework has files for that.
+
+        Args:
+            weights: what :meth:`write_weights` wrote.
+            folder: where it goes.
+
+        Returns:
+            the file; None where code makes the network.
+        """
+        return None
+
     @abstractmethod
     def not_finite(self) -> str | None:
         """Return the first weight, or averaged weight, that is NaN or infinite; None is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,31 +11,38 @@ from ..frameworks.base import LoadOptions, import_framework
 from ..frameworks.python import call_entrypoint
 from ..specs.declare import Component
 from .device import Device
+from .named import require_matches
+from .trainers import TRAINERS
 
 if TYPE_CHECKING:
     from .problem import Problem
 
 
 def build_network(problem: Problem, seed: int) -> Any:
-    """Return a fresh network of PyTorch, with initial weights that the seed decides.
+    """Return a fresh network of PyTorch or Keras, with initial weights that the seed decides.
 
     Raises:
         UsageError: the spec is of another framework.
         ModelError: the entry point fails, or returns no module.
     """
-    torch = import_framework("torch", "torch")
-    if problem.spec.model.framework != "torch":
+    framework = problem.spec.model.framework
+    if framework == "keras":
+        from . import keras_networks
+
+        return keras_networks.build_network(problem, seed)
+    if framework != "torch":
         raise UsageError(
-            f"{problem.label}: model.framework is {problem.spec.model.framework!r}; only 'torch'"
-            " can be trained"
+            f"{problem.label}: model.framework is {framework!r}; only {' and '.join(TRAINERS)} can"
+            " be trained"
         )
+    torch = import_framework("torch", "torch")
     torch.manual_seed(seed)
     wanted = problem.training.network
     if wanted is None:
         network = call_entrypoint(problem.source, problem.components.code)
         name = problem.source.entrypoint
     else:
-        network, name = _named_network(problem, wanted), wanted.name
+        network, name = named_network(problem, wanted), wanted.name
     if not isinstance(network, torch.nn.Module):
         raise ModelError(
             f"{problem.label}: {name!r} returned a {type(network).__name__}; expected a"
@@ -43,7 +51,13 @@ def build_network(problem: Problem, seed: int) -> Any:
     return network
 
 
-def _named_network(problem: Problem, wanted: Component) -> Any:
+def named_network(problem: Problem, wanted: Component, framework: str = "torch") -> Any:
+    """Return what ``training.network`` names: an entry point, or a network of the zoo.
+
+    Raises:
+        SpecError: the data set is missing.
+        UsageError: the zoo has no such network.
+    """
     components = problem.components
     if wanted.is_entrypoint:
         function = components.code.callable(wanted.name, "training.network")
@@ -57,7 +71,7 @@ def _named_network(problem: Problem, wanted: Component) -> Any:
             f"{problem.label}: training.network {wanted.name!r}: the key 'dataset' is missing;"
             " expected the data set that it is for"
         )
-    return get_model_by_name(wanted.name, data, **kwargs)
+    return get_model_by_name(wanted.name, data, framework=framework, **kwargs)
 
 
 def load_network(problem: Problem, threads: int | None = None) -> Any:
@@ -72,9 +86,13 @@ def load_network(problem: Problem, threads: int | None = None) -> Any:
     from ..frameworks import open_model
     from .evaluation import CallableModel
 
+    if problem.spec.model.framework == "keras":
+        from . import keras_networks
+
+        return CallableModel(Adapted(keras_networks.load_network(problem, threads)), problem.label)
     if problem.spec.model.framework != "torch":
         options = LoadOptions("gpu" if problem.device is Device.GPU else "cpu", threads)
-        return CallableModel(_Adapted(open_model(problem.source, options)), problem.label)
+        return CallableModel(Adapted(open_model(problem.source, options)), problem.label)
     from ..frameworks.pytorch import load_weights
     from .torch_forward_pass import torch_device_of
 
@@ -84,7 +102,18 @@ def load_network(problem: Problem, threads: int | None = None) -> Any:
     return network.to(torch_device_of(problem.device)).eval()
 
 
-class _Adapted:
+def callable_network(network: Any, problem: Problem) -> Any:
+    """Return a network of Keras as what evaluations call."""
+    from ..frameworks.base import ModelSource
+    from ..frameworks.keras import KerasModel, import_keras
+    from .evaluation import CallableModel
+
+    options = LoadOptions("gpu" if problem.device is Device.GPU else "cpu")
+    model = KerasModel(ModelSource("keras", network.name), network, import_keras(), options)
+    return CallableModel(Adapted(model), network.name)
+
+
+class Adapted:
     """An adapter's model with the method of a loaded one."""
 
     def __init__(self, model: Any) -> None:
@@ -97,7 +126,14 @@ def has_random_weights(problem: Problem) -> bool:
 
     That is so where ``model.weights`` is missing and the entry point reads none by itself.
     """
-    if problem.spec.model.framework != "torch" or problem.source.weights is not None:
+    if problem.source.weights is not None:
+        return False
+    is_keras = problem.spec.model.framework == "keras"
+    if is_keras and (problem.source.entrypoint or problem.training.network):
+        from . import keras_networks
+
+        return keras_networks.has_random_weights(problem)
+    if problem.spec.model.framework != "torch":
         return False
     torch = import_framework("torch", "torch")
     first, second = (problem.build_network(seed).state_dict() for seed in (0, 1))
@@ -121,22 +157,44 @@ def load_pretrained(network: Any, path: Path, skip: tuple[str, ...], label: str)
         SpecError: a pattern fits nothing.
     """
     from ..frameworks.pytorch import read_state_dict
-    from .torch_optim import require_matches
 
     state = read_state_dict(path)
     own = network.state_dict()
-    require_matches(skip, [*own, *state], "training.pretrained_skip")
+    shapes, found = ({name: tuple(item[name].shape) for name in item} for item in (own, state))
+    chosen, skipped = tensors_to_start_from(shapes, found, skip, path, label)
+    network.load_state_dict({**own, **{name: state[name] for name in chosen}})
+    return skipped
+
+
+def tensors_to_start_from(
+    own: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    skip: tuple[str, ...],
+    path: Path,
+    label: str,
+) -> tuple[list[str], list[str]]:
+    """Return which tensors of a network are restored, and which keep their initial values.
+
+    Args:
+        own: shapes of the network's tensors.
+        given: shapes of those in the file.
+        skip: parts of names that are not restored.
+        path: the file.
+        label: what messages call the network.
+
+    Raises:
+        ModelError: a tensor that is not skipped is missing, or has another shape.
+        SpecError: a pattern fits nothing.
+    """
+    require_matches(skip, [*own, *given], "training.pretrained_skip")
     skipped = [name for name in own if any(part in name for part in skip)]
-    for name, value in own.items():
-        if name in skipped:
-            continue
-        if name not in state or state[name].shape != value.shape:
-            found = "missing" if name not in state else tuple(state[name].shape)
+    chosen = [name for name in own if name not in skipped]
+    for name in chosen:
+        found = given.get(name, "missing")
+        if found != own[name]:
             raise ModelError(
                 f"{label}: pretrained weights {path.name}: the tensor {name!r} is {found}; expected"
-                f" {tuple(value.shape)}",
+                f" {own[name]}",
                 hint="training.pretrained_skip names what is not restored",
             )
-    chosen = {name: state[name] for name in own if name not in skipped}
-    network.load_state_dict({**own, **chosen})
-    return skipped
+    return chosen, skipped

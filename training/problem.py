@@ -74,6 +74,18 @@ class Problem:
         Raises:
             SpecError: the spec has neither ``data`` nor ``training.inputter``.
         """
+        wanted = self.data_component
+        return make_splits(
+            self.components, wanted.name, wanted.kwargs, self.data_key, self.data_context
+        )
+
+    @cached_property
+    def data_component(self) -> Component:
+        """What gives the data: ``data.splits``, or ``training.inputter``.
+
+        Raises:
+            SpecError: the spec has neither, or both.
+        """
         data, inputter = self.spec.data, self.training.inputter
         if data is None and inputter is None:
             raise SpecError(
@@ -85,25 +97,35 @@ class Problem:
             raise SpecError(
                 f"{self.label}: found both data and training.inputter; expected one of them"
             )
+        if data is not None:
+            return Component(data.splits, data.kwargs)
+        assert inputter is not None
+        return inputter
+
+    @property
+    def data_key(self) -> str:
+        """Where the spec names it."""
+        return "data.splits" if self.spec.data is not None else "training.inputter"
+
+    @cached_property
+    def data_context(self) -> DataContext:
+        """What built-in inputters get beside their arguments."""
         augmenter = None
         if self.training.augmenter is not None:
             augmenter = self.components.make(
                 "augmenter", self.training.augmenter, "training.augmenter"
             )
-        context = DataContext(
+        inputs = self.spec.inputs or ()
+        return DataContext(
             self.spec.root,
             self.seed,
             augmenter,
             self.training.batch_size,
             self._convert,
-            tuple(tensor.name for tensor in self.spec.inputs or ()),
+            tuple(tensor.name for tensor in inputs),
             self.label,
-        )
-        if data is not None:
-            return make_splits(self.components, data.splits, data.kwargs, "data.splits", context)
-        assert inputter is not None
-        return make_splits(
-            self.components, inputter.name, inputter.kwargs, "training.inputter", context
+            tuple(tensor.shape for tensor in inputs),
+            self._image_layout,
         )
 
     def split(self, name: str, key: str) -> Any:
@@ -117,11 +139,10 @@ class Problem:
     @cached_property
     def forward_pass(self) -> ForwardPass:
         """How a batch reaches the model."""
-        from .torch_forward_pass import TorchForwardPass
-
         section = self.spec.forward_pass
         if section.name is None:
-            return TorchForwardPass(section.model_input_pattern, section.expecting_common_inputs)
+            kind = self._forward_pass_class
+            return kind(section.model_input_pattern, section.expecting_common_inputs)
         found = self.components.make(
             "forward_pass",
             Component(section.name, section.kwargs),
@@ -130,6 +151,20 @@ class Problem:
             expecting_common_inputs=section.expecting_common_inputs,
         )
         return _of_kind(found, ("extract_model_inputs", "model_call"), self.label, "forward_pass")
+
+    @property
+    def _forward_pass_class(self) -> type[ForwardPass]:
+        if self._is_keras:
+            from .keras_forward_pass import KerasForwardPass
+
+            return KerasForwardPass
+        from .torch_forward_pass import TorchForwardPass
+
+        return TorchForwardPass
+
+    @property
+    def _is_keras(self) -> bool:
+        return self.spec.model.framework == "keras"
 
     @cached_property
     def loss(self) -> Any:
@@ -149,15 +184,19 @@ class Problem:
         return self._make_loss(wanted)
 
     def _make_loss(self, wanted: Component) -> Any:
+        context: dict[str, Any] = {"device": self.device, "forward_pass": self.forward_pass}
+        if self._is_keras:
+            from .keras_losses import make_loss
+
+            return make_loss(wanted, self.components, **context)
         from .components import BUILT_IN
         from .torch_losses import Criterion, named_torch_loss
 
         torch = import_framework("torch", "torch")
-        context: dict[str, Any] = {"device": self.device, "forward_pass": self.forward_pass}
         if not wanted.is_entrypoint and wanted.name not in BUILT_IN["loss"]:
             module = named_torch_loss(wanted.name, wanted.kwargs, f"{self.label}: loss")
             return Criterion(module, **context)
-        found = self.components.make("loss", wanted, "loss", **context)
+        found = self.components.make("loss", wanted, "loss", **context, problem=self)
         if isinstance(found, torch.nn.Module):
             return Criterion(found, **context)
         if not callable(found):
@@ -183,13 +222,15 @@ class Problem:
                     hint="task: classification",
                 )
             name = _TASKS[self.spec.task][1]
-        found = self.components.make(
-            "evaluation",
-            Component(name, kwargs),
-            "evaluation.function",
-            forward_pass=self.forward_pass,
-            device=self.device,
-        )
+        wanted = Component(name, kwargs)
+        context: dict[str, Any] = {"forward_pass": self.forward_pass, "device": self.device}
+        if self._is_keras:
+            from .keras_metrics import make_evaluation
+
+            found = make_evaluation(wanted, self.components, **context)
+        else:
+            key = "evaluation.function"
+            found = self.components.make("evaluation", wanted, key, **context, problem=self)
         if not callable(found):
             raise SpecError(
                 f"{self.label}: evaluation.function {name!r} is a {type(found).__name__}; expected"
@@ -198,7 +239,7 @@ class Problem:
         return found
 
     def build_network(self, seed: int | None = None) -> Any:
-        """Return a fresh network of PyTorch, with initial weights that the seed decides.
+        """Return a fresh network of PyTorch or Keras, with initial weights that the seed decides.
 
         ``model.weights`` is not read.
 
@@ -218,9 +259,17 @@ class Problem:
         """
         return networks.load_network(self, threads)
 
+    @property
+    def _image_layout(self) -> Callable[[Any], Any] | None:
+        if not self._is_keras:
+            return None
+        from .image_layout import ChannelsLast
+
+        return ChannelsLast(tuple(tensor.shape for tensor in self.spec.inputs or ()), self.label)
+
     @cached_property
     def _convert(self) -> Callable[[Any], Any] | None:
-        if self.spec.model.framework != "torch" and not has_torch():
+        if self._is_keras or (self.spec.model.framework != "torch" and not has_torch()):
             return None  # any other model answers arrays with arrays
         torch = import_framework("torch", "torch")
         if self.device is Device.CPU:

@@ -64,10 +64,8 @@ class RandomStream:
     """
 
     def __init__(self, *seeds: int) -> None:
-        import torch
-
-        self._torch = torch
-        self._inside: Any = (random.getstate(), np.random.MT19937(), torch.get_rng_state())
+        self._torch: Any = sys.modules.get("torch")
+        self._inside: Any = (random.getstate(), np.random.MT19937(), self._of_torch())
         self._outside: Any = None
         with self:
             seed_everything(*seeds)
@@ -81,8 +79,12 @@ class RandomStream:
     def _swapped(self, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         # A state of NumPy's is slow to copy, so that the whole generator is exchanged.
         found = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        previous = (random.getstate(), found, self._torch.get_rng_state())
+        previous = (random.getstate(), found, self._of_torch())
         random.setstate(state[0])
         np.random.set_bit_generator(state[1])  # type: ignore[attr-defined]
-        self._torch.set_rng_state(state[2])
+        if self._torch is not None:
+            self._torch.set_rng_state(state[2])
         return previous
+
+    def _of_torch(self) -> Any:
+        return None if self._torch is None else self._torch.get_rng_state()

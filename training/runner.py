@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from .loaders import facts_of, length_of
 from .modeler import Modeler
 from .options import TrainerOptions
 from .reading import SplitReader, reading
+from .resume import Changes, changes_since, described
 from .run_state import RunState
 
 if TYPE_CHECKING:
@@ -235,6 +237,68 @@ class Runner(ABC):
             counts[name] += 1
             found[name if counts[name] == 1 else f"{name} {counts[name]}"] = callback
         return found
+
+    def warmup_factor(self) -> float:
+        """Return the factor of the learning rate in this step: it rises linearly to 1."""
+        steps = self.steps_per_epoch
+        if not self.options.warmup_epochs:
+            return 1.0
+        if steps is None:  # the data does not say how long an epoch is: whole epochs
+            return min(1.0, (self.state.epoch + 1) / (self.options.warmup_epochs + 1))
+        return min(1.0, (self.state.step + 1) / max(1.0, self.options.warmup_epochs * steps))
+
+    def state_tree(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the states of the framework."""
+        return {
+            "run": {**self.state.to_dict(), "seconds": self.elapsed},
+            "epochs": self.options.epochs,
+            "steps": self.total_steps,
+            "eval_key": self.eval_key,
+            "callbacks": self.callback_states(),
+            "recipe": self.recipe,
+        }
+
+    def changes_in(self, tree: Mapping[str, Any], path: Path) -> Changes:
+        """Return what this run does otherwise than the one that wrote a checkpoint.
+
+        Args:
+            tree: its :meth:`state_tree`.
+            path: the checkpoint.
+
+        Raises:
+            UsageError: it cannot be gone on with.
+        """
+        state, recipe = RunState(**tree["run"]), self.recipe
+        if recipe["eval_key"] == tree["eval_key"]:  # it is the evaluation's own
+            recipe = {**recipe, "eval_key": tree["recipe"]["eval_key"]}
+        return changes_since(
+            path,
+            tree["recipe"],
+            recipe,
+            epoch=state.epoch + 1,
+            is_within_epoch=bool(state.batch),
+            is_measured=bool(state.history),
+        )
+
+    def go_on_from(self, tree: Mapping[str, Any], changed: Changes, path: Path) -> None:
+        """Stand where a checkpoint was written.
+
+        Args:
+            tree: its :meth:`state_tree`.
+            changed: what this run does otherwise, for a warning.
+            path: the checkpoint.
+        """
+        state = RunState(**tree["run"])
+        if self.options.epochs > tree["epochs"] or "early_stopping_patience" in changed:
+            state.stop_reason = None  # it stopped early, and is to go on all the same
+        self.state, self.eval_key = state, tree["eval_key"]
+        self.restore_callbacks(tree["callbacks"])
+        if changed:
+            logging.getLogger("ingot").warning(
+                "%s was written with another %s: what follows is not what one run would give",
+                path.name,
+                described(changed),
+            )
 
     def _record(self, batch: Any) -> None:
         every = self.options.log_frequency

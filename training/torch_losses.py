@@ -213,11 +213,25 @@ def require_labels(
     if not bool(wrong.any()):
         return
     place = wrong.nonzero()[0].tolist()
+    raise label_error(place, int(labels[tuple(place)]), classes, first, ignored)
+
+
+def label_error(
+    place: list[int], found: int, classes: int, first: int | None, ignored: int | None
+) -> InputError:
+    """Return the error of a label out of range.
+
+    Args:
+        place: index of the label in its batch.
+        found: it.
+        classes: how many there are.
+        first: number of the first sample in its split; None where that is not known.
+        ignored: a label that does not count.
+    """
     beside = "" if ignored is None or 0 <= ignored < classes else f", or {ignored} for none"
     pixel = f", pixel {place[1:]}" if len(place) > 1 else ""
     where = f"sample {place[0]} of a batch" if first is None else f"sample {first + place[0]}"
-    found = int(labels[tuple(place)])
-    raise InputError(f"{where}{pixel}: found the label {found}; expected 0..{classes - 1}{beside}")
+    return InputError(f"{where}{pixel}: found the label {found}; expected 0..{classes - 1}{beside}")
 
 
 def only_tensor(outputs: Any) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import ModelError, UsageError
 from .resume import Changes, differences
 
-_TO_THE_END = ("CosineAnnealingLR", "OneCycleLR")
-"""Schedulers that count on the number of steps that they were made for."""
+_TO_THE_END = ("CosineAnnealingLR", "CosineDecay", "OneCycleLR")
+"""Schedulers, one of Keras among them, that count on the steps that they were made for."""
 
 _CYCLED = ("momentum", "betas")
 """Options that a scheduler with ``base_momentum`` changes beside the learning rate."""
@@ -136,7 +136,22 @@ def require_same_network(network: Any, state: Mapping[str, Any], path: Path) -> 
         ModelError: one is missing, or has another shape.
     """
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
+    require_same_tensors(own, {name: tuple(value.shape) for name, value in state.items()}, path)
+
+
+def require_same_tensors(
+    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    """Check that a checkpoint has the tensors of a network.
+
+    Args:
+        own: shapes of the network's tensors.
+        found: shapes of those in the checkpoint.
+        path: the checkpoint.
+
+    Raises:
+        ModelError: one is missing, or has another shape.
+    """
     for name in [*own, *(name for name in found if name not in own)]:
         if own.get(name) != found.get(name):
             raise ModelError(

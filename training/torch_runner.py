@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 from ..errors import ModelError
 from .components import Components
 from .data import Splits
-from .distributed import Workers, alone, any_worker, of_all, of_first
+from .distributed import STOP_STEPS, Workers, alone, any_worker, of_all, of_first
 from .evaluation import Evaluation
 from .inputter import Inputter
 from .loaders import seeded_batches, split_for
 from .options import TrainerOptions
 from .randomness import random_state, restore_random_state, seed_everything
-from .resume import changes_since, described
-from .run_state import RunState
 from .runner import Runner
 from .torch_modeler import TorchModeler
 from .torch_optim import make_optimizer, make_scheduler, trained_parameters
@@ -30,9 +27,6 @@ from .torch_resume import (
     scheduler_state,
 )
 from .torch_state import read_state, write_state
-
-_STOP_STEPS = 10
-"""Steps from one time that workers ask each other whether to stop to the next."""
 
 
 class TorchRunner(Runner):
@@ -142,7 +136,7 @@ class TorchRunner(Runner):
         values = list(parts.values())
         total = values[0] if len(values) == 1 else sum(values[1:], values[0])
         total.backward()
-        factor = self._warmup()
+        factor = self.warmup_factor()
         if factor == 1.0:
             self._rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.step()
@@ -155,15 +149,6 @@ class TorchRunner(Runner):
         if self.scheduler is not None and self.options.interval == "iteration":
             self.scheduler.step()
         return {name: value.detach() for name, value in parts.items()}
-
-    def _warmup(self) -> float:
-        """Return the factor of the learning rate in this step: it rises linearly to 1."""
-        steps = self.steps_per_epoch
-        if not self.options.warmup_epochs:
-            return 1.0
-        if steps is None:  # the data does not say how long an epoch is: whole epochs
-            return min(1.0, (self.state.epoch + 1) / (self.options.warmup_epochs + 1))
-        return min(1.0, (self.state.step + 1) / max(1.0, self.options.warmup_epochs * steps))
 
     def fetch(self, losses: Sequence[Sequence[Any]]) -> list[list[float]]:
         import torch
@@ -187,7 +172,7 @@ class TorchRunner(Runner):
         if self.workers == 1:
             return self.stop_requested
         # All stop after the same step, or one would wait for the others.
-        if self.state.step % _STOP_STEPS:
+        if self.state.step % STOP_STEPS:
             return False
         return any_worker(self.stop_requested, self.workers)
 
@@ -212,12 +197,7 @@ class TorchRunner(Runner):
             "initial": self._initial,
             "scheduler": scheduler_state(self.scheduler),
             "random": random,
-            "run": {**self.state.to_dict(), "seconds": self.elapsed},
-            "epochs": self.options.epochs,
-            "steps": self.total_steps,
-            "eval_key": self.eval_key,
-            "callbacks": self.callback_states(),
-            "recipe": self.recipe,
+            **self.state_tree(),
         }
         write_state(path, tree)
 
@@ -225,36 +205,16 @@ class TorchRunner(Runner):
         # The other workers get it from the first one, whose machine has the file.
         tree = self.of_first(read_state(path) if self.rank == 0 else None)
         require_same_network(self.modeler.network, tree["modeler"]["network"], path)
-        state = RunState(**tree["run"])
-        recipe = self.recipe
-        if recipe["eval_key"] == tree["eval_key"]:  # it is the evaluation's own
-            recipe = {**recipe, "eval_key": tree["recipe"]["eval_key"]}
-        changed = changes_since(
-            path,
-            tree["recipe"],
-            recipe,
-            epoch=state.epoch + 1,
-            is_within_epoch=bool(state.batch),
-            is_measured=bool(state.history),
-        )
+        changed = self.changes_in(tree, path)
         options = self.options
         steps = self.total_steps if options.interval == "iteration" else None
         require_schedule(self.scheduler, tree, options.epochs, steps, path)
         self.modeler.restore(tree["modeler"])
         taken = restore_optimizer(self.optimizer, tree["optimizer"], tree["initial"], path)
         restore_scheduler(self.scheduler, tree["scheduler"], takes_rates=bool(taken))
-        if state.batch:
+        if tree["run"]["batch"]:
             self._restored_random = tree["random"][self.rank]
-        if options.epochs > tree["epochs"] or "early_stopping_patience" in changed:
-            state.stop_reason = None  # it stopped early, and is to go on all the same
-        self.state, self.eval_key = state, tree["eval_key"]
-        self.restore_callbacks(tree["callbacks"])
-        if changed or taken:
-            logging.getLogger("ingot").warning(
-                "%s was written with another %s: what follows is not what one run would give",
-                path.name,
-                described({**changed, **taken}),
-            )
+        self.go_on_from(tree, {**changed, **taken}, path)
 
 
 def freeze_statistics(network: Any) -> None:

@@ -52,6 +52,12 @@ class SsdMultibox(OutputLoss):
             *(match_anchors(anchors, _boxes(entry), self.overlap) for entry in targets), strict=True
         )
         classes, boxes = torch.stack(labels), torch.stack(wanted)
+        highest, known = int(classes.max()), logits.shape[-1] - 1
+        if highest > known:
+            raise InputError(
+                f"a batch has a box of class {highest}; the network knows 1..{known}",
+                hint="the network's classes count the background",
+            )
         positive = classes > 0
         count = positive.sum().clamp(min=1)
         entropy = functional.cross_entropy(

@@ -1,18 +1,15 @@
-"""The state of a training run in one safetensors file: tensors, and the rest as JSON. No pickle."""
+"""Weights and training states of PyTorch in safetensors files."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError
-from ..runtime.atomic import replacing
+import numpy as np
 
-_KEY = "ingot_training"
-_FORMAT = 2
+from ..runtime.atomic import replacing
+from .state_tree import TensorFile, read_tree, write_tree
 
 
 def write_tensors(
@@ -36,15 +33,37 @@ def write_network(path: Path, state: Mapping[str, Any]) -> None:
     write_tensors(path, tensors)
 
 
+class _TorchFile(TensorFile):
+    framework = "pt"
+
+    def is_tensor(self, value: Any) -> bool:
+        import torch
+
+        return isinstance(value, torch.Tensor)
+
+    def stored(self, tensor: Any) -> Any:
+        return tensor.detach().cpu().clone().contiguous()
+
+    def from_numpy(self, array: np.ndarray[Any, Any]) -> Any:
+        import torch
+
+        return torch.from_numpy(array.copy()).contiguous()
+
+    def to_numpy(self, tensor: Any) -> np.ndarray[Any, Any]:
+        array: np.ndarray[Any, Any] = tensor.numpy()
+        return array
+
+    def write(self, path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> None:
+        write_tensors(path, tensors, metadata)
+
+
 def write_state(path: Path, tree: Any) -> None:
     """Write nested dicts, lists, tuples, scalars and tensors; complete, or not at all.
 
     Raises:
         ModelError: something in it is none of these.
     """
-    tensors: dict[str, Any] = {}
-    text = json.dumps({"format": _FORMAT, "tree": _encode(tree, "", tensors)})
-    write_tensors(path, tensors, {_KEY: text})
+    write_tree(path, tree, _TorchFile())
 
 
 def read_state(path: Path) -> Any:
@@ -53,68 +72,4 @@ def read_state(path: Path) -> Any:
     Raises:
         ModelError: it is no such file, or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable checkpoint: {error}") from error
-    if text is None:
-        raise ModelError(f"{path}: found no training state; expected a checkpoint of 'ingot train'")
-    document = json.loads(text)
-    if document["format"] != _FORMAT:
-        raise ModelError(
-            f"{path}: found a checkpoint of format {document['format']}; expected {_FORMAT}"
-        )
-    return _decode(document["tree"], tensors)
-
-
-def _encode(value: Any, where: str, tensors: dict[str, Any]) -> Any:
-    import numpy as np
-    import torch
-
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return {"numpy": _encode(torch.from_numpy(value.copy()), where, tensors)}
-    if isinstance(value, torch.Tensor):
-        # Every tensor gets memory of its own: safetensors refuses what shares it.
-        tensors[where] = value.detach().cpu().clone().contiguous()
-        return {"tensor": where}
-    if isinstance(value, list):
-        return [_encode(item, f"{where}/{index}", tensors) for index, item in enumerate(value)]
-    if isinstance(value, tuple):
-        return {"tuple": _encode(list(value), where, tensors)}
-    if isinstance(value, dict):
-        pairs = [
-            [_encode(key, where, tensors), _encode(item, f"{where}/{key}", tensors)]
-            for key, item in value.items()
-        ]
-        return {"counter" if isinstance(value, Counter) else "dict": pairs}
-    raise ModelError(
-        f"the training state holds a {type(value).__name__} at {where.strip('/')!r}; expected"
-        " tensors, numbers, texts, lists and dicts",
-        hint="give an optimizer or scheduler of your own a state_dict of such values",
-    )
-
-
-def _decode(value: Any, tensors: dict[str, Any]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "numpy":
-        return _decode(content, tensors).numpy()
-    if kind == "tuple":
-        return tuple(_decode(content, tensors))
-    pairs = {_decode(key, tensors): _decode(item, tensors) for key, item in content}
-    return Counter(pairs) if kind == "counter" else pairs
+    return read_tree(path, _TorchFile())

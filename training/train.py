@@ -16,6 +16,7 @@ from .callback_options import AS_OPTIONS
 from .callbacks import Callback, EarlyStopping, Ema, LossCallback, SpeedCallback
 from .checkpoints import Checkpoints, checkpoints_in
 from .distributed import Workers, alone
+from .inputter import Inputter
 from .modeler import Modeler
 from .options import TrainerOptions, plain
 from .problem import Problem
@@ -117,6 +118,9 @@ def train_network(
     if not goes_on and place.is_first:
         with alone(place.count):
             check_evaluation(problem, modeler, options)
+    inputter = problem.splits["train"]
+    if folder is not None and place.is_first and isinstance(inputter, Inputter):
+        inputter.keep(folder, goes_on)
     with user_code(problem, "training"):
         state = runner.run()
     return Trained(modeler, state, runner.eval_key)
@@ -134,6 +138,7 @@ def _modeler(
         "device": options.device,
         "precision": options.precision,
         "channels_last": options.channels_last,
+        "source": problem.source,
     }
     key = "training.modeler"
     components = problem.components

@@ -16,7 +16,8 @@ class Trainer:
 
     Attributes:
         modeler: a :class:`Modeler`. It is made with ``network``, ``forward_pass``, ``loss``,
-            ``evaluation``, ``device``, ``precision`` and ``channels_last``, those that it takes.
+            ``evaluation``, ``device``, ``precision``, ``channels_last`` and ``source`` (where the
+            network comes from), those that it takes.
         runner: a :class:`Runner`, with the arguments of that class.
     """
 
@@ -25,6 +26,7 @@ class Trainer:
 
 
 TRAINERS: dict[str, Trainer] = {
+    "keras": Trainer("keras_modeler:KerasModeler", "keras_runner:KerasRunner"),
     "torch": Trainer("torch_modeler:TorchModeler", "torch_runner:TorchRunner"),
 }
 """By ``model.framework``. A framework of a module of its own is one line."""

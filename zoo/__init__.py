@@ -1,6 +1,7 @@
 """Small reference networks, and the data set that is embedded for the demo, tests and examples.
 
-The networks are written from their papers, in PyTorch, which is imported only when one is built.
+The networks are written from their papers, in PyTorch, some in Keras too; a framework is imported
+only when one is built.
 """
 
 from __future__ import annotations
@@ -9,13 +10,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UsageError
 from ..specs.hints import did_you_mean
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["get_model_by_name", "list_datasets", "list_models"]
 
@@ -54,11 +52,25 @@ _MODELS = {
     "vgg19": "vgg",
     "vit": "vit",
 }
+_KERAS_MODELS = {
+    "mobilenet_v2": "keras_mobilenet",
+    "resnet20": "keras_resnet_cifar",
+    "resnet32": "keras_resnet_cifar",
+    "resnet56": "keras_resnet_cifar",
+}
+_FRAMEWORKS = {"keras": _KERAS_MODELS, "torch": _MODELS}
 
 
-def list_models() -> list[str]:
-    """Return the names that :func:`get_model_by_name` knows, sorted."""
-    return sorted(_MODELS)
+def list_models(framework: str = "torch") -> list[str]:
+    """Return the names that :func:`get_model_by_name` knows, sorted.
+
+    Args:
+        framework: ``torch``, or ``keras``.
+
+    Raises:
+        UsageError: the zoo has none of the framework.
+    """
+    return sorted(_known("framework", framework, _FRAMEWORKS))
 
 
 def list_datasets() -> list[str]:
@@ -73,8 +85,9 @@ def get_model_by_name(
     pretrained: bool | str | Path = False,
     progress: bool = False,
     num_classes: int | None = None,
+    framework: str = "torch",
     **kwargs: Any,
-) -> torch.nn.Module:
+) -> Any:
     """Build a network for the images and classes of a data set.
 
     Args:
@@ -84,19 +97,26 @@ def get_model_by_name(
             global random generator.
         progress: has no effect, as nothing is downloaded; other zoos have it.
         num_classes: in place of the data set's number of classes.
+        framework: ``torch``, or ``keras``.
         kwargs: options of the network, which its function in ``zoo/networks`` describes.
 
     Returns:
-        the network, on the CPU and in training mode. It takes float32 images ``(batch, channels,
-        height, width)``. Classifiers return logits ``(batch, classes)``.
+        the ``torch.nn.Module``, on the CPU and in training mode. It takes float32 images
+        ``(batch, channels, height, width)``. Classifiers return logits ``(batch, classes)``. A
+        ``keras.Model`` takes images ``(batch, height, width, channels)``.
 
     Raises:
         UsageError: a name, an option or its value is unknown, the network is not for images of
             this size, or ``pretrained`` is True: there is nothing to download.
         ModelError: the weights cannot be read, or do not fit.
-        MissingDependencyError: PyTorch is not installed.
+        MissingDependencyError: the framework is not installed.
     """
-    module_name = _known("model", model_name, _MODELS)
+    models = _known("framework", framework, _FRAMEWORKS)
+    if framework == "keras" and model_name in _MODELS and model_name not in models:
+        raise UsageError(
+            f"{model_name}: there is none of Keras; expected one of {', '.join(sorted(models))}"
+        )
+    module_name = _known("model", model_name, models)
     dataset: _DataSet = _known("data set", dataset_name, _DATASETS)
     if pretrained is True:
         raise UsageError(
@@ -108,9 +128,10 @@ def get_model_by_name(
     elif type(num_classes) is not int or num_classes < 1:
         raise UsageError(f"num_classes: found {num_classes!r}; expected an integer from 1")
 
-    from ..frameworks.base import import_framework
+    if framework == "torch":
+        from ..frameworks.base import import_framework
 
-    import_framework("torch", "torch")
+        import_framework("torch", "torch")
     build = getattr(import_module(f".networks.{module_name}", __name__), model_name)
     options = [
         name
@@ -123,12 +144,21 @@ def get_model_by_name(
                 f"{model_name} has no option {name!r}; it has {', '.join(options) or 'none'}",
                 hint=did_you_mean(name, options),
             )
-    model: torch.nn.Module = build(num_classes, dataset.channels, dataset.image_size, **kwargs)
+    model = build(num_classes, dataset.channels, dataset.image_size, **kwargs)
     if pretrained is not False:
-        from ..frameworks.pytorch import load_weights
-
-        load_weights(model, Path(pretrained), model_name)
+        _load_weights(model, Path(pretrained), model_name, framework)
     return model
+
+
+def _load_weights(model: Any, path: Path, name: str, framework: str) -> None:
+    if framework == "keras":
+        from ..frameworks import keras, keras_weights
+
+        keras_weights.load_weights(model, path, name, keras.import_keras())
+        return
+    from ..frameworks.pytorch import load_weights
+
+    load_weights(model, path, name)
 
 
 def _known(kind: str, name: str, known: dict[str, Any]) -> Any:

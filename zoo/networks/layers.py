@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-SMALL_IMAGE = 64
-"""The largest image, in pixels, whose full resolution a network keeps in its first layers."""
-
-
-def is_small(image_size: int, small_images: bool | None) -> bool:
-    """Return what the caller chose; without a choice, whether the images are small."""
-    return image_size <= SMALL_IMAGE if small_images is None else small_images
-
 
 def init_he(module: nn.Module) -> None:
     """Draw the convolutions from the normal distribution of He et al. (2015, arXiv:1502.01852)."""

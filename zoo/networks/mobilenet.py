@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import ConvBNReLU6, init_he, is_small
+from .layers import ConvBNReLU6, init_he
+from .sizes import MOBILENET_V2_STAGES, is_small, scaled_channels
 
 # Channels and stride of each depthwise separable convolution: table 1 of the paper.
 _V1_LAYERS = (
@@ -20,23 +21,6 @@ _V1_LAYERS = (
     (1024, 2),
     (1024, 1),
 )
-# Expansion, channels, blocks and stride of each stage: table 2 of the paper.
-_V2_STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
-
-
-def _scaled(channels: int, width: float) -> int:
-    """Return the nearest multiple of 8, but no less than 9 tenths of what was asked for."""
-    wanted = channels * width
-    nearest = max(8, int(wanted + 4) // 8 * 8)
-    return nearest if nearest >= 0.9 * wanted else nearest + 8
 
 
 class MobileNetV1(nn.Module):
@@ -53,10 +37,10 @@ class MobileNetV1(nn.Module):
         self, classes: int, channels: int = 3, width: float = 1.0, small_images: bool = False
     ) -> None:
         super().__init__()
-        inputs = _scaled(32, width)
+        inputs = scaled_channels(32, width)
         layers: list[nn.Module] = [_ConvBNReLU(channels, inputs, 3, 1 if small_images else 2)]
         for count, stride in _V1_LAYERS:
-            outputs = _scaled(count, width)
+            outputs = scaled_channels(count, width)
             layers.append(_ConvBNReLU(inputs, inputs, 3, stride, groups=inputs))
             layers.append(_ConvBNReLU(inputs, outputs, 1))
             inputs = outputs
@@ -118,15 +102,15 @@ class MobileNetV2(nn.Module):
         self, classes: int, channels: int = 3, width: float = 1.0, small_images: bool = False
     ) -> None:
         super().__init__()
-        inputs = _scaled(32, width)
+        inputs = scaled_channels(32, width)
         layers: list[nn.Module] = [ConvBNReLU6(channels, inputs, 3, 1 if small_images else 2)]
-        for stage, (expansion, count, blocks, stride) in enumerate(_V2_STAGES):
-            outputs = _scaled(count, width)
+        for stage, (expansion, count, blocks, stride) in enumerate(MOBILENET_V2_STAGES):
+            outputs = scaled_channels(count, width)
             for index in range(blocks):
                 keep = index > 0 or (small_images and stage == 1)
                 layers.append(InvertedResidual(inputs, outputs, 1 if keep else stride, expansion))
                 inputs = outputs
-        last = _scaled(1280, max(1.0, width))
+        last = scaled_channels(1280, max(1.0, width))
         layers.append(ConvBNReLU6(inputs, last, 1))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

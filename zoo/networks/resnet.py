@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import init_he, is_small
+from .layers import init_he
+from .sizes import is_small
 
 
 class BasicBlock(nn.Module):

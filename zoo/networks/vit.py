@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from ...errors import UsageError
-from .layers import is_small
+from .sizes import is_small
 
 
 class Attention(nn.Module):
@@ -34,13 +34,20 @@ class Attention(nn.Module):
             self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Let each token look at all, or at those where ``mask`` is true.
+
+        Args:
+            x: ``(batch, tokens, dim)``.
+            mask: of a shape that broadcasts to ``(batch, heads, tokens, tokens)``; the last is
+                what is looked at.
+        """
         if hasattr(self, "qkv"):
             q, k, v = self.qkv(x).chunk(3, -1)
         else:
             q, k, v = self.q(x), self.k(x), self.v(x)
         q, k, v = self._split(q), self._split(k), self._split(v)
-        y = functional.scaled_dot_product_attention(q, k, v)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,8 +65,8 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 
