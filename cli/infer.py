@@ -6,14 +6,17 @@ from typing import Any
 
 import click
 
+from .infer_files import files_options, is_about_samples, run_samples
 from .options import Settings, common_options, force_option, isolation_options, trust_options
 
 
 @click.command(
     "infer",
-    epilog="Example: ingot infer add.ingot -i x='[1, 2]' -i y=@y.json -o out.npz",
+    epilog="Examples: ingot infer add.ingot -i x='[1, 2]' -i y=@y.json -o out.npz;"
+    " ingot infer shapes.yaml --files *.png --display pictures",
 )
 @click.argument("model", type=click.Path())
+@files_options
 @click.option(
     "-i",
     "--input",
@@ -30,7 +33,9 @@ from .options import Settings, common_options, force_option, isolation_options, 
 )
 @click.option("--output", "outputs", multiple=True, metavar="NAME", help="Only this. May repeat.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Stream --inputs in slices of this many rows."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Stream --inputs in slices of this many rows; samples of --files at once.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of one operator.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, gpu or gpu:N.")
@@ -64,17 +69,41 @@ def command(
     ignore_lock: bool,
     force: bool,
     isolation: dict[str, Any],
+    samples: dict[str, Any],
 ) -> None:
     """Run MODEL on inputs and print, or write, its outputs.
 
     MODEL is a package (zip or directory), a bare ONNX, TorchScript or .keras file, a SavedModel, or
-    a spec.
+    a spec. With --files, a spec that says how it was trained answers about images or texts.
     """
     from ..commands.infer import infer
     from ..commands.tensor_io import STANDARD_STREAM, encode_outputs
 
     if result_file == STANDARD_STREAM and settings.json:
         raise click.UsageError("-o - and --json both want standard output")
+    of_arrays = {
+        "-i": inputs,
+        "--inputs": inputs_file,
+        "--output": outputs,
+        "--repeat": repeat,
+        "--warmup": warmup,
+        "--no-check": no_check,
+    }
+    if is_about_samples(model, samples, of_arrays):
+        run_samples(
+            settings,
+            model,
+            samples,
+            result_file,
+            batch_size=batch_size,
+            threads=threads,
+            device=device,
+            trust_code=trust_code,
+            ignore_lock=ignore_lock,
+            force=force,
+            isolation=isolation,
+        )
+        return
     result = infer(
         model,
         inputs,
