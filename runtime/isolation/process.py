@@ -9,17 +9,17 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ... import errors
-from ...errors import IsolationError, MissingDependencyError
+from ...errors import IngotError, IsolationError, MissingDependencyError
 from ...specs.dtypes import numpy_dtype
-from ..exchange import unpack_error
+from ..exchange import unpack_error, unpack_specs
 from . import protocol, tensors
-from .memory import Block, Blocks, Lease, create, map_received, owner_of
+from .memory import Block, Blocks, Lease, SharedMemoryError, create, map_received, owner_of
 from .memory import Mapping as SharedMapping
 from .protocol import Connection, ConnectionClosed, Message, ProtocolError, entry
 from .tensors import Array, Received, Reference
@@ -121,7 +121,7 @@ class Worker:
             ready = self._connection.receive(timeout)
             if ready.kind == protocol.ERROR:
                 self._raise(ready.payload)
-            return protocol.expect(ready, protocol.READY).payload
+            return _checked(protocol.expect(ready, protocol.READY).payload)
         except ConnectionClosed:
             how = self.end()
             raise IsolationError(
@@ -160,16 +160,22 @@ class Worker:
             NotBegunError: the worker was gone before it began with this call.
             IngotError: the model failed; the worker goes on.
         """
-        references, block = tensors.place(arrays, self._blocks.take, self._find)
-        used = self._blocks_of(arrays, block)
+        references, block = tensors.place(arrays, self._blocks.take, self._finder())
+        used = self._blocks_of(arrays, references, block)
         try:
             message = self._exchange(references, used, outputs, timeout)
-            kept = message.payload.get("kept", ())
+            kept = entry({"kept": [], **message.payload}, "kept", list)
             for found in used if kept else ():
                 found.kept = found.kept or found.number in kept
             if message.kind == protocol.ERROR:
                 self._raise(message.payload)
-            return self._outputs(message)
+            try:
+                return self._outputs(message)
+            except SharedMemoryError:  # what the worker has introduced is unknown from now on
+                self.end()
+                raise
+            except (TypeError, ValueError) as error:
+                raise ProtocolError(f"found outputs that are none: {error}") from error
         except ProtocolError as error:
             self._refuse(error)
         finally:
@@ -228,18 +234,39 @@ class Worker:
         number: int = _PROGRESS.unpack_from(self._progress)[0]
         return number
 
-    def _find(self, array: Array) -> Reference | None:
-        """Return where an array lies in a block of this model's caller, or None."""
-        block = self._block_of(array)
-        return None if block is None else tensors.reference_to(array, block)
+    def _finder(self) -> Callable[[Array], Reference | None]:
+        """Return what finds arrays in blocks of this model's caller.
 
-    def _blocks_of(self, arrays: Mapping[str, Array], block: Block | None) -> list[Block]:
+        One message introduces only so many blocks; what lies in others is copied.
+        """
+        new: set[int] = set()
+
+        def find(array: Array) -> Reference | None:
+            block = self._block_of(array)
+            if block is None:
+                return None
+            reference = tensors.reference_to(array, block)
+            if reference is not None and block.number not in self._known:
+                if len(new | {block.number}) == protocol.MOST_DESCRIPTORS:  # one is for copies
+                    return None
+                new.add(block.number)
+            return reference
+
+        return find
+
+    def _blocks_of(
+        self,
+        arrays: Mapping[str, Array],
+        references: Mapping[str, Reference],
+        block: Block | None,
+    ) -> list[Block]:
         """Return the caller's blocks that a call uses, each one once."""
         used = [] if block is None else [block]
-        for array in arrays.values():
+        for name, array in arrays.items():
             found = self._block_of(array)
-            if found is not None and found not in used:
-                used.append(found)
+            if found is None or found in used or references[name][0] != found.number:
+                continue
+            used.append(found)
         return used
 
     def _block_of(self, array: Array) -> Block | None:
@@ -254,7 +281,7 @@ class Worker:
 
     def _outputs(self, message: Message) -> dict[str, Array]:
         payload = message.payload
-        self._received.introduce(entry(payload, "map", list), message.descriptors)
+        self._received.introduce(payload, message.descriptors)
         places = self._received.places(payload)
         small = sum(place.length for place in places) < _COPY_BELOW
         leases: dict[int, Lease] = {}
@@ -286,6 +313,8 @@ class Worker:
     def _raise(self, payload: Mapping[str, Any]) -> NoReturn:
         """Raise what an ERROR tells, as the same class where there is one."""
         kind = getattr(errors, str(payload.get("type")), None)
+        if not (isinstance(kind, type) and issubclass(kind, IngotError)):
+            kind = None
         message, hint = str(payload.get("message")), payload.get("hint")
         if kind is MissingDependencyError and self._python != sys.executable:
             message += f" (in the worker, under {self._python})"
@@ -373,6 +402,21 @@ def _drained(waiting: deque[int], known: set[int] | None = None) -> list[int]:
             known.discard(number)
             found.append(number)
     return found
+
+
+def _checked(ready: dict[str, Any]) -> dict[str, Any]:
+    """Return the payload of a READY that tells of a model.
+
+    Raises:
+        ProtocolError: it does not.
+    """
+    entry(ready, "framework_version", str)
+    for key in ("inputs", "outputs"):
+        try:
+            unpack_specs(entry(ready, key, list))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"{key}: found {ready[key]!r:.80}; expected tensors") from error
+    return ready
 
 
 def _standard_error() -> int:

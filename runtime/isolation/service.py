@@ -57,6 +57,8 @@ class Service:
         self._inputs: dict[int, _Inputs] = {}
         self._progress: memoryview | None = None
         if len(load.descriptors) > 1:
+            for descriptor in load.descriptors:
+                os.close(descriptor)
             raise ProtocolError(f"LOAD: found {len(load.descriptors)} file descriptors; expected 1")
         for descriptor in load.descriptors:
             size = max(_PROGRESS.size, os.fstat(descriptor).st_size)
@@ -79,7 +81,7 @@ class Service:
         if self._progress is not None:
             _PROGRESS.pack_into(self._progress, 0, message.sequence)
         payload = message.payload
-        self._received.introduce(entry(payload, "map", list), message.descriptors)
+        self._received.introduce(payload, message.descriptors)
         for number in entry(payload, "free", list):
             block = self._used.pop(number, None)
             if block is None:

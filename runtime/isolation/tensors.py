@@ -260,8 +260,8 @@ class Received:
         self._places[id(payload)] = payload, found
         return found
 
-    def introduce(self, introduced: list[Any], descriptors: list[int]) -> None:
-        """Map the blocks of the key ``map`` of a message; the descriptors are closed.
+    def introduce(self, payload: Mapping[str, Any], descriptors: list[int]) -> None:
+        """Map the blocks of the key ``map`` of a payload; the descriptors are closed.
 
         Raises:
             ProtocolError: it is malformed.
@@ -269,6 +269,7 @@ class Received:
         """
         waiting = deque(descriptors)
         try:
+            introduced = entry(payload, "map", list)
             if len(introduced) != len(descriptors):
                 raise ProtocolError(
                     f"map: found {len(introduced)} blocks and {len(descriptors)} file descriptors"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import io
 import os
 import platform
 import select
@@ -64,6 +65,8 @@ def _quiet_standard_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.close(null)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the worker may be ended at any time
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _end_with_caller(sock: socket.socket) -> None:
@@ -100,15 +103,14 @@ def _die_with_parent() -> None:
     A model that never lets go of the interpreter lock would keep the thread above from seeing it.
     Only callers whose thread lives as long as they need the worker say INGOT_WORKER_PARENT.
     """
-    parent = os.environ.pop("INGOT_WORKER_PARENT", None)
-    if parent is None:
+    if os.environ.pop("INGOT_WORKER_PARENT", None) is None:
         return
     import ctypes
 
+    # A parent that has ended before this is told by the socket; another one than was said may be a
+    # script that starts the interpreter.
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
-    if parent != str(os.getppid()):  # it ended before
-        os._exit(1)
 
 
 def _listen(path: str) -> int:
