@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class LoadedModel:
         self.inputs: tuple[TensorSpec, ...] = tuple(self._model.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(self._model.outputs)
         self.framework_version = self._model.version
-        self._run = self._model.run
+        self._run: Callable[..., dict[str, np.ndarray[Any, Any]]] = self._model.run
         self._output_names = [spec.name for spec in self.outputs]
         self._check_inputs = TensorChecker(self.inputs, "input", self._label) if check else None
         self._check_outputs = (
@@ -190,7 +190,7 @@ class LoadedModel:
         if self._model is not None:
             self._model.close()
             self._model = None
-            del self._run
+            self._run = self._refuse
         if self._cleanup is not None:
             self._cleanup()
 
@@ -211,8 +211,11 @@ class LoadedModel:
 
     def _open(self) -> Model:
         if self._model is None:
-            raise InputError(f"{self._label}: the model is closed")
+            self._refuse()
         return self._model
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise InputError(f"{self._label}: the model is closed")
 
     def _requested(self, outputs: Sequence[str]) -> list[str]:
         """Return the requested outputs, each one once.

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError, IsolationError
+from .client import NotBegunError, Worker
 from .limits import Isolation, describe_size, memory_of
 from .memory import Blocks, Lease
-from .process import NotBegunError, Worker
 from .tensors import Array, view
 
 _MEMORY_SECONDS = 0.05
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 10.0
+_END_SECONDS = 2.0
 _ATTEMPTS = 3
 """How often a call is tried that no worker has begun with."""
 
@@ -210,7 +211,7 @@ class _State:
         assert worker is not None
         with self._changed:
             closed = self._closed
-            if worker.is_lost and not worker.ended:  # its last answer had come before
+            if worker.process.is_lost and not worker.ended:  # its last answer had come before
                 worker.end()
             if not closed and worker.ended:
                 self._restart(slot)
@@ -254,7 +255,7 @@ class _State:
     def pids(self) -> list[int]:
         with self._changed:
             return [
-                slot.worker.pid
+                slot.worker.process.pid
                 for slot in self._slots
                 if slot.worker is not None and slot.state in ("idle", "busy")
             ]
@@ -329,7 +330,7 @@ class _State:
                 continue
             if hasattr(os, "pidfd_open"):
                 try:
-                    descriptor = os.pidfd_open(worker.pid)
+                    descriptor = os.pidfd_open(worker.process.pid)
                 except ProcessLookupError:
                     pass
                 else:
@@ -382,23 +383,23 @@ class _State:
         with self._changed:
             for slot in self._slots:
                 worker = slot.worker
-                if worker is None or worker.ended or not worker.poll():
+                if worker is None or worker.ended or not worker.process.poll():
                     continue
                 if slot in self._idle:
                     self._idle.remove(slot)
                     worker.end()
                     self._restart(slot)
                 else:
-                    worker.lost()
+                    worker.process.lost()
 
     def _check_memory(self, limit: int) -> None:
         for slot in self._slots:
             worker = slot.worker
-            if worker is None or worker.poll():
+            if worker is None or worker.process.poll():
                 continue
-            used = memory_of(worker.pid)
+            used = memory_of(worker.process.pid)
             if used > limit:
-                worker.kill(
+                worker.process.kill(
                     f"used {describe_size(used)} of memory, more than its limit of"
                     f" {describe_size(limit)}, and was ended"
                 )
@@ -406,15 +407,16 @@ class _State:
     def _end_all(self) -> None:
         with self._changed:
             self._closed = True
-            idle = [slot.worker for slot in self._idle]
-            workers = [slot.worker for slot in self._slots]
+            idle = [slot.worker for slot in self._idle if slot.worker is not None]
+            workers = [slot.worker for slot in self._slots if slot.worker is not None]
         for worker in workers:
-            if worker is not None and not worker.poll():
-                worker.kill("was ended, because the model was closed")
+            if worker in idle:
+                worker.process.dismiss()
+            elif not worker.process.poll():
+                worker.process.kill("was ended, because the model was closed")
+        end = time.monotonic() + _END_SECONDS
         for worker in workers:
-            if worker is not None:
-                worker.wait()
-                worker.lost()
+            worker.process.wait_for_end(max(0.0, end - time.monotonic()))
+            worker.process.lost()
         for worker in idle:  # the thread that waits for an answer of any other one closes it
-            if worker is not None:
-                worker.end()
+            worker.end()

@@ -1,352 +1,118 @@
-"""One worker process, seen by its caller: started, called, and how it ended."""
+"""A worker's process: how it is started, how it is ended with all that it started, how it ended."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-import struct
 import subprocess
-import sys
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
 
-from ... import errors
-from ...errors import IngotError, IsolationError, MissingDependencyError
-from ...specs.dtypes import numpy_dtype
-from ..exchange import unpack_error, unpack_specs
-from . import protocol, tensors
-from .memory import Block, Blocks, Lease, SharedMemoryError, create, map_received, owner_of
-from .memory import Mapping as SharedMapping
-from .protocol import Connection, ConnectionClosed, Message, ProtocolError, entry
-from .tensors import Array, Received, Reference
+from ...errors import IsolationError
 
-_COPY_BELOW = 1 << 15
-"""Outputs of a call that are smaller, in bytes, are copied: lending a block costs more."""
-
-_PROGRESS = struct.Struct("=Q")
 _END_SECONDS = 2.0
 _STARTER = Path(__file__).with_name("__main__.py")
 
 
-class NotBegunError(Exception):
-    """A worker was gone before it had begun with a call, which is safe to repeat."""
+class WorkerProcess:
+    """A process that runs a worker, in a process group of its own.
 
-
-class Worker:
-    """A worker process.
-
-    Its process is started by the constructor, in the thread that has to live as long as it: the
-    kernel ends the worker with that thread.
+    It has to be made in a thread that lives as long as the worker is needed: the kernel ends the
+    process with that thread.
 
     Attributes:
-        ended: it was seen to have ended; the process is reaped and the socket closed.
-        is_lost: its process was seen to have ended.
+        socket: this side of its connection.
+        ended_by: what was said when it was killed; None when nobody did.
+        is_lost: it was seen to have ended, and what it had started with it.
 
     Args:
-        name: what messages call it (``worker 1``).
         label: the model, for messages.
-        blocks: where inputs are written.
         python: the interpreter.
         arguments: further arguments of the worker.
         environment: of the process.
+
+    Raises:
+        IsolationError: the interpreter cannot be started.
     """
 
     def __init__(
-        self,
-        name: str,
-        label: str,
-        blocks: Blocks,
-        python: str,
-        arguments: Sequence[str],
-        environment: Mapping[str, str],
+        self, label: str, python: str, arguments: Sequence[str], environment: Mapping[str, str]
     ) -> None:
-        self._name, self._label = name, label
-        self._python = python
-        self._blocks = blocks
-        self._sequence = 0
-        self._known: set[int] = set()
-        self._drops: deque[int] = deque()
-        self._received = Received()
-        self._freed: deque[int] = deque()
-        self.ended = self.is_lost = False
         self.ended_by: str | None = None
-        descriptor = create(_PROGRESS.size)
-        self._progress_descriptor = os.dup(descriptor)
-        self._progress = map_received(descriptor, _PROGRESS.size).bytes.data
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.is_lost = False
+        self.socket, theirs = socket.socketpair()
+        # Nothing is ever sent on the second pair: when our end is closed, however we end, the
+        # kernel kills the worker's process group.
+        self._lifeline, their_lifeline = socket.socketpair()
+        passed = [theirs.fileno(), their_lifeline.fileno()]
+        command = [python, str(_STARTER), "--fd", str(passed[0]), "--lifeline", str(passed[1])]
         try:
             self._process = subprocess.Popen(
-                [python, str(_STARTER), "--fd", str(theirs.fileno()), *arguments],
+                [*command, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=_standard_error(),
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
                 start_new_session=True,
-                env={**environment, "INGOT_WORKER_PARENT": str(os.getpid())},
+                env=dict(environment),
             )
         except OSError as error:
-            ours.close()
-            os.close(self._progress_descriptor)
+            self.socket.close()
+            self._lifeline.close()
             raise IsolationError(
                 f"{label}: cannot start the interpreter {python}: {error.strerror}"
             ) from error
         finally:
             theirs.close()
-        self._connection = Connection(ours)
+            their_lifeline.close()
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """The process id, which is that of its group, too."""
         return self._process.pid
 
-    def load(self, payload: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        """Have the worker load its model, and return the payload of READY.
+    def poll(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+    def wait(self) -> None:
+        """Wait until the process has ended."""
+        self._process.wait()
+
+    def kill(self, reason: str | None = None) -> None:
+        """Kill the process and all that it started.
 
         Args:
-            payload: of LOAD.
-            timeout: seconds that the start may take.
-
-        Raises:
-            IngotError: the model cannot be loaded, or the worker did not answer; it has ended.
+            reason: what to say of how it ended.
         """
+        if reason is not None:
+            self.ended_by = f"(process {self.pid}) {reason}"
         try:
-            hello = self._connection.receive(timeout)
-            if hello.kind == protocol.ERROR:
-                self._raise(hello.payload)
-            protocol.expect(hello, protocol.HELLO)
-            self._connection.send(protocol.LOAD, 0, payload, [self._progress_descriptor])
-            ready = self._connection.receive(timeout)
-            if ready.kind == protocol.ERROR:
-                self._raise(ready.payload)
-            return _checked(protocol.expect(ready, protocol.READY).payload)
-        except ConnectionClosed:
-            how = self.end()
-            raise IsolationError(
-                f"{self._label}: {self._name} {how} before the model was loaded",
-                hint=f"expected a Python interpreter; found {self._python}"
-                if self._python != sys.executable
-                else None,
-            ) from None
-        except TimeoutError:
-            self.end()
-            raise IsolationError(
-                f"{self._label}: {self._name} (process {self.pid}) did not load the model within"
-                f" {timeout:g} s and was ended",
-                hint="give it more time: --start-timeout (start_timeout=... in Python)",
-            ) from None
-        except ProtocolError as error:
-            self._refuse(error)
-        except BaseException:
-            self.end()
-            raise
-        finally:
-            os.close(self._progress_descriptor)
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            self._process.kill()
 
-    def call(
-        self, arrays: Mapping[str, Array], outputs: Sequence[str] | None, timeout: float | None
-    ) -> dict[str, Array]:
-        """Run the model on one batch.
+    def dismiss(self) -> None:
+        """Let an idle worker end by itself: it sees that nobody will call again."""
+        with suppress(OSError):  # it is closed
+            self.socket.shutdown(socket.SHUT_RDWR)
 
-        Args:
-            arrays: by input name; those that lie in shared memory are not copied.
-            outputs: names; None means all.
-            timeout: seconds that it may take; None has no limit.
-
-        Raises:
-            IsolationError: the worker died or hung; it has ended.
-            NotBegunError: the worker was gone before it began with this call.
-            IngotError: the model failed; the worker goes on.
-        """
-        references, block = tensors.place(arrays, self._blocks.take, self._finder())
-        used = self._blocks_of(arrays, references, block)
+    def wait_for_end(self, seconds: float = _END_SECONDS) -> None:
+        """Give the process some time to end by itself, and kill it after that."""
         try:
-            message = self._exchange(references, used, outputs, timeout)
-            kept = entry({"kept": [], **message.payload}, "kept", list)
-            for found in used if kept else ():
-                found.kept = found.kept or found.number in kept
-            if message.kind == protocol.ERROR:
-                self._raise(message.payload)
-            try:
-                return self._outputs(message)
-            except SharedMemoryError:  # what the worker has introduced is unknown from now on
-                self.end()
-                raise
-            except (TypeError, ValueError) as error:
-                raise ProtocolError(f"found outputs that are none: {error}") from error
-        except ProtocolError as error:
-            self._refuse(error)
-        finally:
-            if block is not None:
-                self._blocks.give(block)
-
-    def _exchange(
-        self,
-        references: Mapping[str, Reference],
-        used: Sequence[Block],
-        outputs: Sequence[str] | None,
-        timeout: float | None,
-    ) -> Message:
-        """Send an INFER and return its answer; whatever else happens, the worker has ended."""
-        self._sequence = sequence = self._sequence % 0xFFFFFFFF + 1
-        try:
-            new = [block for block in used if block.number not in self._known]
-            payload = {
-                "tensors": references,
-                "outputs": outputs,
-                "map": [(found.number, found.size) for found in new],
-                "drop": _drained(self._drops, self._known),
-                "free": _drained(self._freed),
-            }
-            try:
-                descriptors = [found.descriptor for found in new]
-                self._connection.send(protocol.INFER, sequence, payload, descriptors)
-                self._known.update(found.number for found in new)
-                message = self._connection.receive(timeout)
-            except ConnectionClosed:
-                how = self.end()
-                if self._begun() != sequence and self.ended_by is None:
-                    raise NotBegunError from None
-                raise IsolationError(
-                    f"{self._label}: {self._name} {how} during a call",
-                    hint="it is started again: the next call works",
-                ) from None
-            except TimeoutError:
-                self.end()
-                raise IsolationError(
-                    f"{self._label}: {self._name} (process {self.pid}) did not answer within"
-                    f" {timeout:g} s and was ended",
-                    hint="it is started again; more time is given by --timeout (timeout=...)",
-                ) from None
-            protocol.expect(message, protocol.RESULT, protocol.ERROR)
-            if message.sequence != sequence:
-                raise ProtocolError(f"found the answer to call {message.sequence}, not {sequence}")
-            return message
-        except (ProtocolError, NotBegunError, IsolationError):
-            raise
-        except BaseException:  # Ctrl-C: an answer that comes later must not meet the next call
-            self.end()
-            raise
-
-    def _begun(self) -> int:
-        number: int = _PROGRESS.unpack_from(self._progress)[0]
-        return number
-
-    def _finder(self) -> Callable[[Array], Reference | None]:
-        """Return what finds arrays in blocks of this model's caller.
-
-        One message introduces only so many blocks; what lies in others is copied.
-        """
-        new: set[int] = set()
-
-        def find(array: Array) -> Reference | None:
-            block = self._block_of(array)
-            if block is None:
-                return None
-            reference = tensors.reference_to(array, block)
-            if reference is not None and block.number not in self._known:
-                if len(new | {block.number}) == protocol.MOST_DESCRIPTORS:  # one is for copies
-                    return None
-                new.add(block.number)
-            return reference
-
-        return find
-
-    def _blocks_of(
-        self,
-        arrays: Mapping[str, Array],
-        references: Mapping[str, Reference],
-        block: Block | None,
-    ) -> list[Block]:
-        """Return the caller's blocks that a call uses, each one once."""
-        used = [] if block is None else [block]
-        for name, array in arrays.items():
-            found = self._block_of(array)
-            if found is None or found in used or references[name][0] != found.number:
-                continue
-            used.append(found)
-        return used
-
-    def _block_of(self, array: Array) -> Block | None:
-        owner = owner_of(array)
-        if type(owner) is not Lease or not isinstance(owner.block, Block):
-            return None
-        return owner.block if owner.block.owner is self._blocks else None
-
-    def drop(self, number: int) -> None:
-        """Tell the worker, with the next call, that a block of the caller's is gone."""
-        self._drops.append(number)
-
-    def _outputs(self, message: Message) -> dict[str, Array]:
-        payload = message.payload
-        self._received.introduce(payload, message.descriptors)
-        places = self._received.places(payload)
-        small = sum(place.length for place in places) < _COPY_BELOW
-        leases: dict[int, Lease] = {}
-        copied: set[int] = set()
-        found: dict[str, Array] = {}
-        for name, number, offset, dtype, length, shape in places:
-            if number == 0:
-                found[name] = tensors.empty(dtype, shape)
-                continue
-            data = self._received.contents[number][offset : offset + length]
-            if dtype == "string":
-                found[name] = tensors.unpack_strings(data, shape)
-                copied.add(number)
-            elif small:
-                found[name] = data.view(numpy_dtype(dtype)).reshape(shape).copy()
-                copied.add(number)
-            else:
-                if number not in leases:
-                    mapping = self._received.mappings[number]
-                    leases[number] = Lease((number, mapping), mapping.address, self._lease_ended)
-                found[name] = tensors.view(leases[number], offset, dtype, length, shape)
-        self._freed.extend(copied.difference(leases))
-        self._received.drop(entry(payload, "drop", list))
-        return found
-
-    def _lease_ended(self, block: tuple[int, SharedMapping]) -> None:
-        self._freed.append(block[0])
-
-    def _raise(self, payload: Mapping[str, Any]) -> NoReturn:
-        """Raise what an ERROR tells, as the same class where there is one."""
-        kind = getattr(errors, str(payload.get("type")), None)
-        if not (isinstance(kind, type) and issubclass(kind, IngotError)):
-            kind = None
-        message, hint = str(payload.get("message")), payload.get("hint")
-        if kind is MissingDependencyError and self._python != sys.executable:
-            message += f" (in the worker, under {self._python})"
-            if payload.get("module"):
-                hint = f"{self._python} -m pip install {payload['module']}"
-        if kind is None:
-            kind = IsolationError
-            message = f"{self._label}: {self._name}: {message}"
-        error = unpack_error({"class": kind.__name__, "message": message, "hint": hint})
-        error.framework_version = payload.get("framework_version")  # type: ignore[attr-defined]
-        raise error
-
-    def _refuse(self, error: ProtocolError) -> NoReturn:
-        self.end()
-        raise IsolationError(
-            f"{self._label}: {self._name} (process {self.pid}) broke the worker protocol and was"
-            f" ended: {error}"
-        ) from error
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def end(self) -> str:
-        """End the process and all that it started, if it still runs; return how it ended."""
-        running = self._process.poll() is None
-        if running:
-            try:
-                # A worker whose socket is closed is about to end: let it say how by itself.
-                self._process.wait(_END_SECONDS if self._closed() else 0)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self.ended = True
+        """End the process and all that it started; return how it ended."""
+        if not self.poll():
+            # A worker whose socket is closed is about to end: let it say how by itself.
+            self.wait_for_end(_END_SECONDS if self._peer_closed() else 0)
         self.lost()
-        self._connection.close()
-        return self.ended_by or _how_ended(self._process.pid, self._process.wait())
+        self._lifeline.close()
+        return self.ended_by or _how_ended(self.pid, self._process.wait())
 
     def lost(self) -> None:
         """End what a process that has ended had started, and whoever waits for its answer.
@@ -356,70 +122,21 @@ class Worker:
         if not self.is_lost:
             self.is_lost = True
             self.kill()
-        with suppress(OSError):  # it is closed
-            self._connection.socket.shutdown(socket.SHUT_RDWR)
+        self.dismiss()
 
-    def _closed(self) -> bool:
+    def _peer_closed(self) -> bool:
         """Whether the worker has closed its end of the socket."""
         try:
-            self._connection.socket.setblocking(False)
-            return self._connection.socket.recv(1, socket.MSG_PEEK) == b""
+            flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+            return self.socket.recv(1, flags) == b""
         except BlockingIOError:
             return False
         except OSError:
             return True
 
-    def kill(self, reason: str | None = None) -> None:
-        """Kill the process and all that it started.
-
-        Args:
-            reason: what to say of how it ended.
-        """
-        if reason is not None:
-            self.ended_by = f"(process {self._process.pid}) {reason}"
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            self._process.kill()
-
-    def wait(self) -> None:
-        """Wait until the process has ended."""
-        self._process.wait()
-
-    def poll(self) -> bool:
-        """Whether the process has ended."""
-        return self._process.poll() is not None
-
-
-def _drained(waiting: deque[int], known: set[int] | None = None) -> list[int]:
-    """Empty a queue that other threads add to; only what is in ``known``, which loses it."""
-    found = []
-    while waiting:
-        number = waiting.popleft()
-        if known is None:
-            found.append(number)
-        elif number in known:
-            known.discard(number)
-            found.append(number)
-    return found
-
-
-def _checked(ready: dict[str, Any]) -> dict[str, Any]:
-    """Return the payload of a READY that tells of a model.
-
-    Raises:
-        ProtocolError: it does not.
-    """
-    entry(ready, "framework_version", str)
-    for key in ("inputs", "outputs"):
-        try:
-            unpack_specs(entry(ready, key, list))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"{key}: found {ready[key]!r:.80}; expected tensors") from error
-    return ready
-
 
 def _standard_error() -> int:
+    """Return where a worker's standard output goes: ours is for results."""
     try:
         os.fstat(2)
     except OSError:

@@ -7,7 +7,9 @@ like every other error.
 from __future__ import annotations
 
 import argparse
+import atexit
 import faulthandler
+import fcntl
 import io
 import os
 import platform
@@ -32,6 +34,17 @@ if TYPE_CHECKING:
     from .service import Service
 
 _LISTEN_BACKLOG = 16
+_END_SECONDS = 2.0
+
+
+class _Now:
+    """What the main thread does.
+
+    Attributes:
+        in_call: it is with a call.
+    """
+
+    in_call = False
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,11 +53,13 @@ def main(arguments: Sequence[str]) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--fd", type=int, help="an inherited, connected Unix socket")
     where.add_argument("--listen", metavar="PATH", help="a socket file to make")
+    parser.add_argument("--lifeline", type=int, help="a socket that is closed when the caller ends")
     parser.add_argument("--cpus", help="numbers of the CPUs to run on, as in 0,2")
     parser.add_argument("--path", action="append", default=[], help="searched first for modules")
     options = parser.parse_args(arguments)
     sys.path[:0] = options.path
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     _quiet_standard_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides what Ctrl-C ends
     if options.cpus:
@@ -53,8 +68,16 @@ def main(arguments: Sequence[str]) -> int:
         return _listen(options.listen)
     sock = socket.socket(fileno=options.fd)
     sock.set_inheritable(False)
+    if options.lifeline is not None:
+        _die_with_lifeline(options.lifeline)
     _end_with_caller(sock)
-    return _serve(Connection(sock))
+    code = _serve(Connection(sock))
+    # The caller waits: what was registered for the end is done, frameworks are not taken down.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _quiet_standard_output() -> None:
@@ -82,13 +105,11 @@ def _end_with_caller(sock: socket.socket) -> None:
                 return
             gone = select.POLLHUP | select.POLLERR | select.POLLNVAL
             if any(events & gone for _, events in found):
-                # Time for the main thread, if it is idle, to end in the regular way.
-                time.sleep(0.5)
+                # The main thread, if it is idle, ends in the regular way.
+                time.sleep(0 if _Now.in_call else _END_SECONDS)
                 _kill_own_group()
 
     threading.Thread(target=watch, name="ingot-caller", daemon=True).start()
-    if sys.platform == "linux":
-        _die_with_parent()
 
 
 def _kill_own_group() -> None:
@@ -97,20 +118,19 @@ def _kill_own_group() -> None:
     os._exit(1)
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the thread that started this process ends.
+def _die_with_lifeline(descriptor: int) -> None:
+    """Have the kernel kill this process group when the other end of a socket is closed.
 
-    A model that never lets go of the interpreter lock would keep the thread above from seeing it.
-    Only callers whose thread lives as long as they need the worker say INGOT_WORKER_PARENT.
+    A model that never lets go of the interpreter lock would keep the thread above from doing it.
+    Nothing is ever sent on that socket, so its one event is the end (fcntl(2), ``F_SETSIG``).
     """
-    if os.environ.pop("INGOT_WORKER_PARENT", None) is None:
+    os.set_inheritable(descriptor, False)
+    if not hasattr(fcntl, "F_SETSIG") or os.getpgrp() != os.getpid():
         return
-    import ctypes
-
-    # A parent that has ended before this is told by the socket; another one than was said may be a
-    # script that starts the interpreter.
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC)
 
 
 def _listen(path: str) -> int:
@@ -169,7 +189,9 @@ def _serve(connection: Connection) -> int:
             sequence = 0
             message = protocol.expect(connection.receive(), protocol.INFER)
             sequence = message.sequence
+            _Now.in_call = True
             kind, payload, descriptors = service.infer(message)
+            _Now.in_call = False
             connection.send(kind, sequence, payload, descriptors)
             service.sent()
     except ConnectionClosed:
