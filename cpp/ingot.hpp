@@ -1273,13 +1273,32 @@ class Process {
   ///
   /// @throws WorkerError it cannot be started.
   void start(const std::string& python, const Fd& socket, const std::vector<int>& cpus) {
-    // The worker gets the socket as descriptor 3, which ours must not be: a dup2 onto itself
-    // would keep the close-on-exec flag on older systems.
+    // The worker gets the socket as descriptor 3 and the lifeline as 4, which ours must not be: a
+    // dup2 onto itself would keep the close-on-exec flag on older systems.
     constexpr int worker_fd = 3;
-    const Fd source(::fcntl(socket.get(), F_DUPFD_CLOEXEC, worker_fd + 1));
-    if (!source) throw WorkerError("cannot start a worker: " + system_message(errno));
-    std::vector<std::string> arguments{python, "-m", "ingot.runtime.isolation", "--fd",
-                                       std::to_string(worker_fd)};
+    constexpr int lifeline_fd = 4;
+    int ends[2] = {-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) {
+      throw WorkerError("cannot start a worker: " + system_message(errno));
+    }
+    // Nothing is sent on it: when our end is closed, however the program ends, the kernel kills
+    // the worker's process group.
+    Fd lifeline(ends[0]);
+    const Fd their_lifeline(ends[1]);
+    set_cloexec(ends[0]);
+    set_cloexec(ends[1]);
+    const Fd source(::fcntl(socket.get(), F_DUPFD_CLOEXEC, lifeline_fd + 1));
+    const Fd lifeline_source(::fcntl(their_lifeline.get(), F_DUPFD_CLOEXEC, lifeline_fd + 1));
+    if (!source || !lifeline_source) {
+      throw WorkerError("cannot start a worker: " + system_message(errno));
+    }
+    std::vector<std::string> arguments{python,
+                                       "-m",
+                                       "ingot.runtime.isolation",
+                                       "--fd",
+                                       std::to_string(worker_fd),
+                                       "--lifeline",
+                                       std::to_string(lifeline_fd)};
     if (!cpus.empty()) {
       std::string list;
       for (const int cpu : cpus) list += (list.empty() ? "" : ",") + std::to_string(cpu);
@@ -1289,10 +1308,7 @@ class Process {
     std::vector<std::string> variables{"PYTHONSAFEPATH=1"};
     for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
       const std::string_view text(*variable);
-      // The other is how Ingot's Python side binds a worker to one of its threads.
-      if (text.rfind("PYTHONSAFEPATH=", 0) != 0 && text.rfind("INGOT_WORKER_PARENT=", 0) != 0) {
-        variables.emplace_back(text);
-      }
+      if (text.rfind("PYTHONSAFEPATH=", 0) != 0) variables.emplace_back(text);
     }
     const auto pointers = [](std::vector<std::string>& strings) {
       std::vector<char*> result;
@@ -1303,6 +1319,8 @@ class Process {
     Recipe recipe;
     recipe.check(::posix_spawn_file_actions_addopen(&recipe.actions, 0, "/dev/null", O_RDONLY, 0));
     recipe.check(::posix_spawn_file_actions_adddup2(&recipe.actions, source.get(), worker_fd));
+    recipe.check(
+        ::posix_spawn_file_actions_adddup2(&recipe.actions, lifeline_source.get(), lifeline_fd));
     sigset_t none;
     sigset_t defaults;
     sigemptyset(&none);
@@ -1324,6 +1342,7 @@ class Process {
                         "Options::python, or INGOT_PYTHON, names the Python that has Ingot");
     }
     pid_ = child;
+    lifeline_ = std::move(lifeline);
     reaped_ = false;
   }
 
@@ -1362,10 +1381,14 @@ class Process {
     } while (found < 0 && errno == EINTR);
     status_known_ = found == pid_;
     reaped_ = true;
+    lifeline_ = Fd();
   }
 
   /// It is no child of this process.
-  void abandon() noexcept { reaped_ = true; }
+  void abandon() noexcept {
+    reaped_ = true;
+    lifeline_ = Fd();
+  }
 
   /// How it ended, by itself: "was ended by signal 9 (SIGKILL)", "ended with exit code 1".
   std::string describe() const {
@@ -1400,6 +1423,7 @@ class Process {
   };
 
   pid_t pid_ = -1;
+  Fd lifeline_;
   int status_ = 0;
   bool reaped_ = true;
   bool status_known_ = false;

@@ -29,12 +29,13 @@ class ExtractionFolder:
         self._root = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._lock = os.open(self._root / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._owner = os.getpid()
         self.path = self._root / "package"
         self.path.mkdir()
 
     def remove(self) -> None:
-        """Remove it; a second time does nothing."""
-        if self._lock >= 0:
+        """Remove it; a second time, or in a fork of its process, nothing is done."""
+        if self._lock >= 0 and self._owner == os.getpid():
             shutil.rmtree(self._root, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1

@@ -144,7 +144,7 @@ def _isolation(isolate: bool, **options: Any) -> Isolation | None:
         given["memory_limit"] = parse_size(given["memory_limit"], "memory_limit")
     if "cpus" in given:
         cpus = given["cpus"]
-        given["cpus"] = parse_cpus(cpus) if isinstance(cpus, str) else tuple(cpus)
+        given["cpus"] = parse_cpus(str(cpus)) if isinstance(cpus, str | int) else tuple(cpus)
     return Isolation(**given)
 
 

@@ -15,7 +15,7 @@ from ...errors import IngotError, IsolationError, MissingDependencyError
 from ...specs.dtypes import numpy_dtype
 from ..exchange import unpack_error, unpack_specs
 from . import protocol, tensors
-from .memory import Block, Blocks, Lease, SharedMemoryError, create, owner_of
+from .memory import Block, Blocks, Lease, create, owner_of
 from .memory import Mapping as SharedMapping
 from .process import WorkerProcess
 from .protocol import Connection, ConnectionClosed, Message, ProtocolError, entry
@@ -28,19 +28,19 @@ _PROGRESS = struct.Struct("=Q")
 
 
 class NotBegunError(Exception):
-    """A worker was gone before it had begun with a call, which is safe to repeat."""
+    """A worker was gone before it had begun with a call, which is safe to repeat.
+
+    Args:
+        how: how it ended.
+    """
 
 
 class Worker:
-    """A worker process.
-
-    Its process is started by the constructor, in the thread that has to live as long as it: the
-    kernel ends the worker with that thread.
+    """A worker process, started by the constructor; its methods are for one thread at a time.
 
     Attributes:
         process: its process.
         ended: it was seen to have ended; the process is reaped and the socket closed.
-        is_lost: its process was seen to have ended.
 
     Args:
         name: what messages call it (``worker 1``).
@@ -68,12 +68,17 @@ class Worker:
         self._drops: deque[int] = deque()
         self._received = Received()
         self._freed: deque[int] = deque()
+        self._lent: set[int] = set()
         self.ended = False
-        self.process = WorkerProcess(label, python, arguments, environment)
+        self._progress_descriptor = create(_PROGRESS.size)
+        try:
+            self._progress = SharedMapping(self._progress_descriptor, _PROGRESS.size).bytes.data
+            self.process = WorkerProcess(label, python, arguments, environment)
+        except BaseException:
+            os.close(self._progress_descriptor)
+            raise
         self._called = f"{name} (process {self.process.pid})"
         self._connection = Connection(self.process.socket)
-        self._progress_descriptor = create(_PROGRESS.size)
-        self._progress = SharedMapping(self._progress_descriptor, _PROGRESS.size).bytes.data
 
     def load(self, payload: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """Have the worker load its model, and return the payload of READY.
@@ -136,6 +141,7 @@ class Worker:
         """
         references, block = tensors.place(arrays, self._blocks.take, self._finder())
         used = self._blocks_of(arrays, references, block)
+        message: Message | None = None
         try:
             message = self._exchange(references, used, outputs, timeout)
             kept = entry({"kept": [], **message.payload}, "kept", list)
@@ -145,14 +151,16 @@ class Worker:
                 self._raise(message.payload)
             try:
                 return self._outputs(message)
-            except SharedMemoryError:  # what the worker has introduced is unknown from now on
-                self.end()
-                raise
             except (TypeError, ValueError) as error:
                 raise ProtocolError(f"found outputs that are none: {error}") from error
+            except BaseException:  # which blocks are in use is unknown from now on
+                self.end()
+                raise
         except ProtocolError as error:
             self._refuse(error)
         finally:
+            if message is not None:
+                protocol.discard(message)
             if block is not None:
                 self._blocks.give(block)
 
@@ -167,13 +175,14 @@ class Worker:
         self._sequence = sequence = self._sequence % 0xFFFFFFFF + 1
         try:
             new = [block for block in used if block.number not in self._known]
-            payload = {
+            payload: dict[str, Any] = {
                 "tensors": references,
                 "outputs": outputs,
                 "map": [(found.number, found.size) for found in new],
                 "drop": _drained(self._drops, self._known),
                 "free": _drained(self._freed),
             }
+            self._lent.difference_update(payload["free"])
             try:
                 descriptors = [found.descriptor for found in new]
                 self._connection.send(protocol.INFER, sequence, payload, descriptors)
@@ -182,7 +191,7 @@ class Worker:
             except ConnectionClosed:
                 how = self.end()
                 if self._begun() != sequence and self.process.ended_by is None:
-                    raise NotBegunError from None
+                    raise NotBegunError(how) from None
                 raise IsolationError(
                     f"{self._label}: {self._name} {how} during a call",
                     hint="it is started again: the next call works",
@@ -196,6 +205,7 @@ class Worker:
                 ) from None
             protocol.expect(message, protocol.RESULT, protocol.ERROR)
             if message.sequence != sequence:
+                protocol.discard(message)
                 raise ProtocolError(f"found the answer to call {message.sequence}, not {sequence}")
             return message
         except (ProtocolError, NotBegunError, IsolationError):
@@ -257,6 +267,12 @@ class Worker:
         payload = message.payload
         self._received.introduce(payload, message.descriptors)
         places = self._received.places(payload)
+        used = {place.block for place in places if place.block}
+        if not used.isdisjoint(self._lent):
+            raise ProtocolError(
+                f"found outputs in the block {min(used & self._lent)}, still in use"
+            )
+        self._lent |= used
         small = sum(place.length for place in places) < _COPY_BELOW
         leases: dict[int, Lease] = {}
         copied: set[int] = set()

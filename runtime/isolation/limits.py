@@ -14,7 +14,7 @@ from ...errors import UsageError
 
 START_SECONDS = 120.0
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _THREADS = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -47,12 +47,12 @@ class Isolation:
     install_lock: bool = False
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UsageError(f"workers: found {self.workers}; expected 1 or more")
+        if type(self.workers) is not int or self.workers < 1:
+            raise UsageError(f"workers: found {self.workers!r}; expected 1 or more")
         for name in ("timeout", "start_timeout"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name}: found {value}; expected more than 0 seconds")
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise UsageError(f"{name}: found {value!r}; expected more than 0 seconds")
         if self.memory_limit is not None and not Path("/proc/self/statm").exists():
             raise UsageError("memory_limit: this system does not tell what a process uses")
         if self.cpus is not None:
@@ -128,7 +128,7 @@ def _check_cpus(cpus: tuple[int, ...]) -> None:
     for cpu in cpus:
         if cpu not in available:
             raise UsageError(
-                f"cpus: found {cpu}; expected some of {', '.join(map(str, available))}"
+                f"cpus: found {cpu!r}; expected some of {', '.join(map(str, available))}"
             )
     if not cpus or len(set(cpus)) != len(cpus):
         raise UsageError(f"cpus: found {list(cpus)}; expected numbers, each one once")

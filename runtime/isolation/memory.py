@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ ALIGNMENT = 64
 _PAGE = mmap.PAGESIZE
 _FREE_BLOCKS = 16
 _FREE_BYTES = 256 << 20
+_SMALL = 64 << 20
 _FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -128,6 +130,7 @@ def create(size: int) -> int:
     where = folder or "anonymous shared memory"
     descriptor = -1
     try:
+        _require_available(size)
         if folder or not hasattr(os, "memfd_create"):
             descriptor, path = tempfile.mkstemp(prefix="ingot-", dir=folder or _folder())
             os.unlink(path)
@@ -144,9 +147,33 @@ def create(size: int) -> int:
             hint="send smaller batches, drop outputs that are no longer needed, or give the machine"
             " (the container, the control group) more memory"
             if full
+            else "allocate fewer, larger inputs"
+            if error.errno in (errno.EMFILE, errno.ENFILE)
             else None,
         ) from error
     return descriptor
+
+
+def _require_available(size: int) -> None:
+    """Raise what the system does not: it would rather kill processes than refuse these pages."""
+    if size < _SMALL:
+        return
+    found = [_number("/proc/meminfo", "MemAvailable:", 1024)]
+    limit = _number("/sys/fs/cgroup/memory.max", "", 1)
+    if limit is not None:
+        found.append(max(0, limit - (_number("/sys/fs/cgroup/memory.current", "", 1) or 0)))
+    known = [number for number in found if number is not None]
+    if known and size > min(known):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def _number(path: str, key: str, unit: int) -> int | None:
+    """Return the number after a key of a file of the kernel's, in bytes; None without one."""
+    with suppress(OSError, ValueError, IndexError), open(path, encoding="ascii") as file:
+        for line in file:
+            if line.startswith(key):
+                return int(line[len(key) :].split()[0]) * unit
+    return None
 
 
 def _folder() -> str | None:
@@ -186,6 +213,7 @@ class Block:
         self.number = number
         self.size = size
         self.kept = False
+        self.descriptor = -1
         self.descriptor = create(size)
         try:
             mapping = Mapping(self.descriptor, size)

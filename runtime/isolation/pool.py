@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import select
 import threading
@@ -16,12 +18,13 @@ from ...errors import InputError, IsolationError
 from .client import NotBegunError, Worker
 from .limits import Isolation, describe_size, memory_of
 from .memory import Blocks, Lease
+from .protocol import END_SECONDS
 from .tensors import Array, view
 
 _MEMORY_SECONDS = 0.05
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 10.0
-_END_SECONDS = 2.0
+_MOST_DEATHS = 5
 _ATTEMPTS = 3
 """How often a call is tried that no worker has begun with."""
 
@@ -35,14 +38,16 @@ class _Slot:
         state: ``starting``, ``idle``, ``busy`` or ``failed``.
         worker: its process; None before the first.
         error: why it could not be started.
-        retry: when it may be started again, on the clock of ``time.monotonic``.
+        failed: when that was, on the clock of ``time.monotonic``.
+        deaths: how often it has ended since its last call.
     """
 
     number: int
     state: str = "starting"
     worker: Worker | None = None
     error: BaseException | None = None
-    retry: float = 0.0
+    failed: float = 0.0
+    deaths: int = 0
 
 
 class WorkerPool:
@@ -68,12 +73,14 @@ class WorkerPool:
         path: Sequence[str] = (),
     ) -> None:
         self._state = state = _State(label, isolation, payload, threads, path)
-        self._finalizer = weakref.finalize(self, _close, state)
+        # The garbage collector may run in any thread, one of the pool's included: no waiting there.
+        weakref.finalize(self, state.abandon).atexit = False
+        _states.add(state)
         state.thread.start()
         try:
             self.ready = state.wait_for_start()
         except BaseException:
-            self._finalizer()
+            state.close()
             raise
 
     def call(
@@ -113,12 +120,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers; calls in flight fail."""
-        self._finalizer()
-
-
-def _close(state: _State) -> None:
-    if state.owner == os.getpid():  # a fork of the caller has no workers
-        state.close()
+        self._state.close()
 
 
 class _State:
@@ -145,6 +147,7 @@ class _State:
         self._to_start = list(self._slots)
         self._changed = threading.Condition()
         self._closed = False
+        self._polls = False
         self._ready: dict[str, Any] | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
@@ -154,62 +157,72 @@ class _State:
 
     def call(self, arrays: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
         attempts = _ATTEMPTS + len(self._slots)  # as many may have ended without being missed
-        for attempt in range(attempts):
-            slot = self._acquire()
-            worker = slot.worker
-            assert worker is not None
+        how = ""
+        for _ in range(attempts):
+            held: list[_Slot] = []
             try:
-                return worker.call(arrays, outputs, self._isolation.timeout)
-            except NotBegunError:
-                if attempt + 1 == attempts:
-                    raise IsolationError(
-                        f"{self._label}: {attempts} workers in a row ended before the call"
-                    ) from None
+                worker = self._acquire(held)
+                found = worker.call(arrays, outputs, self._isolation.timeout)
+                held[0].deaths = 0
+                return found
+            except NotBegunError as error:
+                how = str(error)
             except IsolationError:
                 if self._closed:
                     raise self._closed_error() from None
                 raise
             finally:
-                self._release(slot)
-        raise AssertionError
+                for slot in held:
+                    self._release(slot)
+        raise IsolationError(
+            f"{self._label}: {attempts} workers in a row ended before the call; the last one {how}"
+        )
 
-    def _acquire(self) -> _Slot:
-        """Return a worker that is free; wait for one, and start one when there is none."""
+    def _acquire(self, held: list[_Slot]) -> Worker:
+        """Return a worker that is free; wait for one, and start one when there is none.
+
+        Args:
+            held: gets its place, which has to be released; Ctrl-C may come at any time.
+        """
         if self.owner != os.getpid():
             raise InputError(
                 f"{self._label}: its workers belong to another process, which this one was forked"
                 " from",
                 hint="load the model in this process",
             )
-        tried: _Slot | None = None
+        began = time.monotonic()
         with self._changed:
             while True:
                 if self._closed:
                     raise self._closed_error()
                 if self._idle:
-                    slot = self._idle.pop()
+                    slot = self._idle[-1]
+                    held.append(slot)
                     slot.state = "busy"
-                    return slot
-                if tried is not None and tried.state == "failed":
-                    assert tried.error is not None
-                    raise tried.error
+                    self._idle.pop()
+                    assert slot.worker is not None
+                    return slot.worker
                 if all(slot.state == "failed" for slot in self._slots):
-                    tried = self._slots[0]
-                    self._restart(tried)
+                    newest = max(self._slots, key=lambda slot: slot.failed)
+                    if newest.failed >= began and newest.error is not None:
+                        raise newest.error  # one attempt tells all that wait
+                    self._restart(newest)
                 self._retry_failed()
                 self._changed.wait()
 
     def _retry_failed(self) -> None:
         """Try again to start workers that could not be started a while ago."""
-        now = time.monotonic()
+        since = time.monotonic() - _RETRY_SECONDS
         for slot in self._slots:
-            if slot.state == "failed" and now >= slot.retry:
+            if slot.state == "failed" and slot.failed < since:
                 self._restart(slot)
 
     def _release(self, slot: _Slot) -> None:
         worker = slot.worker
         assert worker is not None
         with self._changed:
+            if slot in self._idle:  # it was hardly taken when Ctrl-C came
+                self._idle.remove(slot)
             closed = self._closed
             if worker.process.is_lost and not worker.ended:  # its last answer had come before
                 worker.end()
@@ -269,28 +282,33 @@ class _State:
                 for slot in self._slots:
                     if slot.error is not None:
                         raise slot.error
+                if self._closed:
+                    raise self._closed_error()
                 if self._ready is not None and all(slot.state == "idle" for slot in self._slots):
                     return self._ready
                 self._changed.wait()
 
     def close(self) -> None:
+        """End the workers, and wait until they have ended."""
+        self.abandon()
+        if self.owner == os.getpid() and self.thread.ident is not None:
+            self.thread.join()
+
+    def abandon(self) -> None:
+        """Have the supervisor end the workers; a fork of the caller has none."""
+        if self.owner != os.getpid():
+            return
         with self._changed:
-            if self._closed:
-                return
             self._closed = True
             self._changed.notify_all()
-        self._wake()
-        if self.thread.ident is not None:
-            self.thread.join()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
-        self._blocks.close()
+            self._wake()
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):  # it has been woken often enough
-            os.write(self._wake_write, b"x")
+        if self._wake_write >= 0:
+            with suppress(BlockingIOError):  # it has been woken often enough
+                os.write(self._wake_write, b"x")
 
-    # The supervisor: processes are started in its thread, which they end with.
+    # The supervisor, in a thread of its own.
 
     def _supervise(self) -> None:
         watched: dict[int, _Slot] = {}
@@ -300,7 +318,7 @@ class _State:
         try:
             while not self._closed:
                 self._start_waiting(poll, watched)
-                seconds = timeout if hasattr(os, "pidfd_open") else timeout or _POLL_SECONDS
+                seconds = timeout or (_POLL_SECONDS if self._polls else None)
                 ready = poll.poll(None if seconds is None else seconds * 1000)
                 for descriptor, _ in ready:
                     if descriptor == self._wake_read:
@@ -316,6 +334,11 @@ class _State:
             for descriptor in watched:
                 os.close(descriptor)
             self._end_all()
+            with self._changed:
+                for descriptor in (self._wake_read, self._wake_write):
+                    os.close(descriptor)
+                self._wake_write = -1
+            self._blocks.close()
 
     def _start_waiting(self, poll: select.poll, watched: dict[int, _Slot]) -> None:
         while True:
@@ -328,17 +351,21 @@ class _State:
             except BaseException as error:
                 self._failed(slot, error)
                 continue
-            if hasattr(os, "pidfd_open"):
-                try:
-                    descriptor = os.pidfd_open(worker.process.pid)
-                except ProcessLookupError:
-                    pass
-                else:
-                    watched[descriptor] = slot
-                    poll.register(descriptor, select.POLLIN)
-            threading.Thread(
+            try:
+                descriptor = os.pidfd_open(worker.process.pid)
+            except (AttributeError, OSError):  # an old kernel, a sandbox, no descriptor left
+                self._polls = True
+            else:
+                watched[descriptor] = slot
+                poll.register(descriptor, select.POLLIN)
+            loading = threading.Thread(
                 target=self._load, args=(slot, worker), name="ingot-worker-start", daemon=True
-            ).start()
+            )
+            try:
+                loading.start()
+            except RuntimeError as error:  # no thread left
+                worker.end()
+                self._failed(slot, IsolationError(f"{self._label}: cannot load the model: {error}"))
 
     def _start(self, slot: _Slot) -> Worker:
         arguments = list(self._arguments)
@@ -375,7 +402,7 @@ class _State:
     def _failed(self, slot: _Slot, error: BaseException) -> None:
         with self._changed:
             slot.state, slot.error = "failed", error
-            slot.retry = time.monotonic() + _RETRY_SECONDS
+            slot.failed = time.monotonic()
             self._changed.notify_all()
 
     def _restart_ended(self) -> None:
@@ -387,10 +414,21 @@ class _State:
                     continue
                 if slot in self._idle:
                     self._idle.remove(slot)
-                    worker.end()
-                    self._restart(slot)
+                    self._idle_end(slot, worker.end())
                 else:
                     worker.process.lost()
+
+    def _idle_end(self, slot: _Slot, how: str) -> None:
+        """Start a worker again that ended by itself, unless it does that all the time."""
+        slot.deaths += 1
+        what = f"{self._label}: worker {slot.number + 1} {how}"
+        if slot.deaths < _MOST_DEATHS:
+            logging.getLogger("ingot").warning("%s, and is started again", what)
+            self._restart(slot)
+            return
+        error = IsolationError(f"{what}, for the {slot.deaths}th time without a call")
+        slot.deaths = 0
+        self._failed(slot, error)
 
     def _check_memory(self, limit: int) -> None:
         for slot in self._slots:
@@ -407,6 +445,7 @@ class _State:
     def _end_all(self) -> None:
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
             idle = [slot.worker for slot in self._idle if slot.worker is not None]
             workers = [slot.worker for slot in self._slots if slot.worker is not None]
         for worker in workers:
@@ -414,9 +453,19 @@ class _State:
                 worker.process.dismiss()
             elif not worker.process.poll():
                 worker.process.kill("was ended, because the model was closed")
-        end = time.monotonic() + _END_SECONDS
+        end = time.monotonic() + END_SECONDS
         for worker in workers:
             worker.process.wait_for_end(max(0.0, end - time.monotonic()))
             worker.process.lost()
         for worker in idle:  # the thread that waits for an answer of any other one closes it
             worker.end()
+
+
+_states: weakref.WeakSet[_State] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Let the workers of models that were not closed end in the regular way."""
+    for state in list(_states):
+        state.close()

@@ -6,21 +6,19 @@ import os
 import signal
 import socket
 import subprocess
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ...errors import IsolationError
+from .protocol import END_SECONDS
 
-_END_SECONDS = 2.0
 _STARTER = Path(__file__).with_name("__main__.py")
 
 
 class WorkerProcess:
     """A process that runs a worker, in a process group of its own.
-
-    It has to be made in a thread that lives as long as the worker is needed: the kernel ends the
-    process with that thread.
 
     Attributes:
         socket: this side of its connection.
@@ -57,15 +55,22 @@ class WorkerProcess:
                 start_new_session=True,
                 env=dict(environment),
             )
-        except OSError as error:
-            self.socket.close()
-            self._lifeline.close()
+        except BaseException as error:
+            self._hang_up()
+            if not isinstance(error, OSError):
+                raise
             raise IsolationError(
                 f"{label}: cannot start the interpreter {python}: {error.strerror}"
             ) from error
         finally:
             theirs.close()
             their_lifeline.close()
+
+        _processes.add(self)
+
+    def _hang_up(self) -> None:
+        self.socket.close()
+        self._lifeline.close()
 
     @property
     def pid(self) -> int:
@@ -75,10 +80,6 @@ class WorkerProcess:
     def poll(self) -> bool:
         """Whether the process has ended."""
         return self._process.poll() is not None
-
-    def wait(self) -> None:
-        """Wait until the process has ended."""
-        self._process.wait()
 
     def kill(self, reason: str | None = None) -> None:
         """Kill the process and all that it started.
@@ -98,7 +99,7 @@ class WorkerProcess:
         with suppress(OSError):  # it is closed
             self.socket.shutdown(socket.SHUT_RDWR)
 
-    def wait_for_end(self, seconds: float = _END_SECONDS) -> None:
+    def wait_for_end(self, seconds: float = END_SECONDS) -> None:
         """Give the process some time to end by itself, and kill it after that."""
         try:
             self._process.wait(seconds)
@@ -109,7 +110,7 @@ class WorkerProcess:
         """End the process and all that it started; return how it ended."""
         if not self.poll():
             # A worker whose socket is closed is about to end: let it say how by itself.
-            self.wait_for_end(_END_SECONDS if self._peer_closed() else 0)
+            self.wait_for_end(END_SECONDS if self._peer_closed() else 0)
         self.lost()
         self._lifeline.close()
         return self.ended_by or _how_ended(self.pid, self._process.wait())
@@ -133,6 +134,18 @@ class WorkerProcess:
             return False
         except OSError:
             return True
+
+
+_processes: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+
+
+def _hang_up_in_fork() -> None:
+    """Close what a fork of the caller inherits: workers would outlive its parent."""
+    for process in list(_processes):
+        process._hang_up()
+
+
+os.register_at_fork(after_in_child=_hang_up_in_fork)
 
 
 def _standard_error() -> int:

@@ -24,6 +24,9 @@ HEADER = struct.Struct("<4sBBHII")
 HELLO, LOAD, READY, INFER, RESULT, ERROR = range(1, 7)
 _KINDS = ("", "HELLO", "LOAD", "READY", "INFER", "RESULT", "ERROR")
 
+END_SECONDS = 2.0
+"""What an idle worker whose caller is gone has to end by itself."""
+
 MOST_PAYLOAD = 64 << 20
 MOST_DESCRIPTORS = 64
 
@@ -54,7 +57,7 @@ class Message(NamedTuple):
         kind: ``HELLO`` to ``ERROR``.
         sequence: number of the request that it is, or answers.
         payload: its JSON object.
-        descriptors: file descriptors that came with it, now the receiver's to close.
+        descriptors: file descriptors that came with it; who takes one removes it here.
     """
 
     kind: int
@@ -155,6 +158,8 @@ class Connection:
                 f"found a message of {length} bytes and {count} file descriptors;"
                 f" expected at most {MOST_PAYLOAD} and {MOST_DESCRIPTORS}"
             )
+        if count and kind not in (LOAD, INFER, RESULT):
+            raise ProtocolError(f"found {count} file descriptors with a {_KINDS[kind]}; expected 0")
         end = HEADER.size + length
         while len(self._buffer) < end:
             self._read(max(_READ_AHEAD, end - len(self._buffer)), deadline)
@@ -239,6 +244,12 @@ class Connection:
 def _close_all(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def discard(message: Message) -> None:
+    """Close the file descriptors of a message that nobody has taken."""
+    while message.descriptors:
+        os.close(message.descriptors.pop())
 
 
 def expect(message: Message, *kinds: int) -> Message:

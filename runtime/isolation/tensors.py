@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -261,13 +260,12 @@ class Received:
         return found
 
     def introduce(self, payload: Mapping[str, Any], descriptors: list[int]) -> None:
-        """Map the blocks of the key ``map`` of a payload; the descriptors are closed.
+        """Map the blocks of the key ``map`` of a payload; the descriptors are closed and taken.
 
         Raises:
             ProtocolError: it is malformed.
             SharedMemoryError: a block is smaller than was said, or cannot be mapped.
         """
-        waiting = deque(descriptors)
         try:
             introduced = entry(payload, "map", list)
             if len(introduced) != len(descriptors):
@@ -281,12 +279,12 @@ class Received:
                 number, size = found
                 if number in self.mappings:
                     raise ProtocolError(f"map: found the block {number} a second time")
-                mapping = memory.map_received(waiting.popleft(), size)
+                mapping = memory.map_received(descriptors.pop(0), size)
                 self.mappings[number] = mapping
                 self.contents[number] = mapping.bytes
         finally:
-            for descriptor in waiting:
-                os.close(descriptor)
+            while descriptors:
+                os.close(descriptors.pop())
 
     def drop(self, numbers: list[int]) -> None:
         """Forget blocks; their memory stays mapped as long as an array refers to it."""

@@ -28,23 +28,25 @@ from typing import TYPE_CHECKING, Any
 from ... import __version__
 from ...errors import IngotError, MissingDependencyError
 from . import protocol
-from .protocol import Connection, ConnectionClosed, Message, ProtocolError
+from .protocol import END_SECONDS, Connection, ConnectionClosed, Message, ProtocolError
 
 if TYPE_CHECKING:
     from .service import Service
 
 _LISTEN_BACKLOG = 16
-_END_SECONDS = 2.0
+_MOST_TEXT = 10_000
 
 
 class _Now:
-    """What the main thread does.
+    """What the threads of this process know of each other.
 
     Attributes:
-        in_call: it is with a call.
+        in_call: the main thread is with a call.
+        owns_group: the process group is the worker's, even if a script that started it leads it.
     """
 
     in_call = False
+    owns_group = False
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -106,14 +108,14 @@ def _end_with_caller(sock: socket.socket) -> None:
             gone = select.POLLHUP | select.POLLERR | select.POLLNVAL
             if any(events & gone for _, events in found):
                 # The main thread, if it is idle, ends in the regular way.
-                time.sleep(0 if _Now.in_call else _END_SECONDS)
+                time.sleep(0 if _Now.in_call else END_SECONDS)
                 _kill_own_group()
 
     threading.Thread(target=watch, name="ingot-caller", daemon=True).start()
 
 
 def _kill_own_group() -> None:
-    if os.getpgrp() == os.getpid():
+    if _Now.owns_group or os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
@@ -125,7 +127,8 @@ def _die_with_lifeline(descriptor: int) -> None:
     Nothing is ever sent on that socket, so its one event is the end (fcntl(2), ``F_SETSIG``).
     """
     os.set_inheritable(descriptor, False)
-    if not hasattr(fcntl, "F_SETSIG") or os.getpgrp() != os.getpid():
+    _Now.owns_group = True
+    if not hasattr(fcntl, "F_SETSIG"):
         return
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
@@ -226,7 +229,7 @@ def error_values(error: BaseException) -> dict[str, Any]:
     if isinstance(error, IngotError):
         return {
             "type": type(error).__name__,
-            "message": error.message,
+            "message": error.message[:_MOST_TEXT],
             "hint": error.hint,
             "exit_code": error.exit_code,
             "framework_version": getattr(error, "framework_version", None),
@@ -237,7 +240,7 @@ def error_values(error: BaseException) -> dict[str, Any]:
     traceback.print_exception(error)
     return {
         "type": type(error).__name__,
-        "message": f"unexpected {type(error).__name__} in the worker: {error}",
+        "message": f"unexpected {type(error).__name__} in the worker: {error}"[:_MOST_TEXT],
         "hint": None,
         "exit_code": 1,
     }
