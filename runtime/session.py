@@ -185,7 +185,7 @@ class LoadedModel:
     def close(self) -> None:
         """Release the model and remove what was extracted; it cannot be used afterwards."""
         if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor.shutdown(wait=False)  # what waits there hears that it is closed
             self._executor = None
         if self._model is not None:
             self._model.close()
