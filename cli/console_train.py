@@ -27,7 +27,7 @@ def _numbers(event: TrainProgress) -> str:
     parts = []
     for name, value in event.record.items():
         if name == "samples_per_second":
-            parts.append(f"{value:,.0f} images/s")
+            parts.append(f"{value:,.0f} samples/s")
         elif name != "learning_rate":
             parts.append(f"{name} {number(value)}")
     if event.eval_key is not None and event.eval_key in event.metrics:

@@ -127,7 +127,7 @@ def run_samples(
     to_stream = result_file == _STANDARD_STREAM
     result = infer_files(model, output=None if to_stream else result_file, **samples, **options)
     if settings.json:
-        settings.print_json(result.to_dict())
+        settings.print_json(result.to_dict(), has_arrays=True)
     elif to_stream:
         click.echo(json.dumps(result.to_dict()["predictions"]))
     else:

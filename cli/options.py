@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -40,11 +41,16 @@ class Settings:
         """Print a line of progress to stderr, and to the log file."""
         logging.getLogger("ingot").info("%s", line)
 
-    def print_json(self, document: Mapping[str, Any]) -> None:
-        """Print the one JSON document of this command; what is no finite number is null."""
+    def print_json(self, document: Mapping[str, Any], has_arrays: bool = False) -> None:
+        """Print the one JSON document of this command; what is no finite number is null.
+
+        Args:
+            document: its values.
+            has_arrays: a list of nothing but numbers, such as the row of a mask, goes on one line.
+        """
         whole = _finite({"schema_version": SCHEMA_VERSION, **document})
         text = json.dumps(whole, indent=2, allow_nan=False)
-        click.echo(text)
+        click.echo(_NUMBERS.sub(_on_one_line, text) if has_arrays else text)
 
     def start_logging(self) -> None:
         """Send the messages of Ingot's logger to stderr, and to the log file."""
@@ -76,6 +82,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return value
+
+
+_NUMBERS = re.compile(r"\[\n\s+[-+.\deE]+(?:,\n\s+[-+.\deE]+)*\n\s*\]")
+"""A list of numbers in indented JSON; within a text, JSON has no line breaks."""
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return re.sub(r",\s+", ", ", re.sub(r"(?<=\[)\s+|\s+(?=\])", "", found[0]))
 
 
 class TerminalHandler(logging.Handler):

@@ -174,7 +174,7 @@ class Shown:
         self.folder = Path(folder).expanduser()
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"--display {self.folder}: found a file; expected a folder")
-        self._names = [self._display.names(stem) for stem in stems(samples)]
+        self._names = display_names(self._display, samples)
         self.files: list[list[Path]] = []
         for name in (name for names in self._names for name in names):
             if (self.folder / name).exists() and not force:
@@ -195,16 +195,26 @@ class Shown:
         self.files.append(paths)
 
 
-def stems(samples: Sequence[str]) -> list[str]:
-    """Return names for the files of samples: their own where they are files, all different."""
-    found: list[str] = []
+def display_names(display: Display, samples: Sequence[str]) -> list[list[str]]:
+    """Return the names of the files that show each sample: its own where it is a file.
+
+    A name that an earlier sample has is numbered, so that no file is written twice.
+    """
+    found: list[list[str]] = []
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
     for index, sample in enumerate(samples):
         stem = Path(sample).stem if len(sample) < _LONGEST_NAME else ""
         stem = re.sub(r"[^\w.-]+", "_", stem)[:64].strip("._") or f"sample_{index}"
-        number, unique = 2, stem
-        while unique in found:
-            unique, number = f"{stem}_{number}", number + 1
-        found.append(unique)
+        names = display.names(stem)
+        # Upper and lower case are the same to some file systems.
+        while taken & {name.lower() for name in names}:
+            number = numbers[stem] = numbers.get(stem, 1) + 1
+            before, names = names, display.names(f"{stem}_{number}")
+            if names == before:  # a display of the user's own that writes to one file always
+                break
+        taken |= {name.lower() for name in names}
+        found.append(names)
     return found
 
 

@@ -84,7 +84,8 @@ def train(
     options = TrainerOptions.from_spec(loaded, epochs=epochs, device=chosen, seed=seed)
     folder = run_folder(loaded, output, seed)
     workers = _workers(framework)
-    problem = Problem(loaded, chosen, seed)
+    # Nor is what an earlier run kept beside its weights, such as a vocabulary.
+    problem = Problem(replace(loaded, model=replace(loaded.model, weights=None)), chosen, seed)
     if loaded.external_training_loop is not None:
         if framework != "torch":
             raise SpecError(

@@ -111,7 +111,7 @@ def train_outside(
     """
     import time
 
-    from ..training.assess import check_evaluation, evaluate_on, user_code
+    from ..training.assess import check_evaluation, evaluate_on, metric_key, user_code
     from ..training.components import parameters_of
     from ..training.networks import load_pretrained
     from ..training.randomness import seed_everything
@@ -145,7 +145,8 @@ def train_outside(
         )
     modeler = modeler_of(returned)
     found, _ = evaluate_on(problem, modeler.network, split)
-    key = found.key(options.eval_key, getattr(problem.evaluation, "default_key", None))
+    default = getattr(problem.evaluation, "default_key", None)
+    key = metric_key(problem, found, options.eval_key, default)
     weights = folder / WEIGHTS
     modeler.write_weights(weights)
     result = TrainResult(

@@ -271,7 +271,9 @@ class _Search:
                 f"interrupted; {result.finished} of {most} trials have ended",
                 hint=f"the same command goes on with {shlex.quote(str(self.folder))}",
             )
-        if result.best is None and result.finished >= most:
+        # Those that still run, in other processes, may yet end well.
+        is_over = result.finished >= most or stopped_by == "exhausted"
+        if result.best is None and is_over and not result.count("running"):
             last = [trial for trial in result.trials if trial.facts.get("reason")][-1:]
             said = f"; the last: {last[0].facts['reason']}" if last else ""
             raise TrainingError(

@@ -9,7 +9,7 @@ differs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -24,6 +24,7 @@ from .demos_parts import Inputter as _Inputter
 from .demos_parts import Modeler as _Modeler
 from .demos_parts import Network as _Network
 from .demos_runner import Runner as _Runner
+from .demos_spec import require_optimizer
 
 __all__ = [
     "CallbackConfig",
@@ -111,6 +112,10 @@ class ModelerConfig(Config):
     skip_l2_loss_vars: Sequence[str] | str | None = None
     l2_weight_decay: float = 0.0002
     framework: str = "torch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_optimizer(self.optimizer, self.framework)
 
 
 @dataclass
@@ -256,6 +261,37 @@ def _add_modules() -> None:
             vars(module).update(values)
             sys.modules[module.__name__] = module
             setattr(folder, name, module)
+    names = {f"{__name__}.{kind}": tuple(modules) for kind, modules in contents.items()}
+    sys.meta_path[:] = [it for it in sys.meta_path if type(it).__name__ != _Misspelt.__name__]
+    sys.meta_path.append(_Misspelt({__name__: tuple(contents), **names}))
+
+
+@dataclass(frozen=True)
+class _Misspelt:
+    """What the import system asks last, for a module that is not there: says which ones are.
+
+    Attributes:
+        modules: names by folder.
+    """
+
+    modules: Mapping[str, Sequence[str]]
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Find nothing.
+
+        Raises:
+            ModuleNotFoundError: the module is meant to be one of the suite.
+        """
+        folder, _, name = fullname.rpartition(".")
+        known = self.modules.get(folder)
+        if known is None or name.startswith("_"):
+            return
+        meant = did_you_mean(name, known)
+        raise ModuleNotFoundError(
+            f"{folder} has no module {name!r}; expected one of {', '.join(known)}"
+            f"{'' if meant is None else f' ({meant})'}",
+            name=fullname,
+        )
 
 
 __path__: list[str] = []  # a package to the import system: its modules are made here

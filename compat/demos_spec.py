@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
+from ..frameworks.base import import_framework
 from ..specs import ModelSpec
+from ..specs.hints import did_you_mean
 
 if TYPE_CHECKING:
     from ..training.problem import Problem
     from .demos_parts import Callback, Inputter, Modeler
+
+_FRAMEWORKS = ("torch", "keras")
+_OPTIMIZERS = ("adadelta", "adagrad", "adam", "momentum", "rmsprop", "sgd")
+"""Those of the suite that both have; nothing needs to be imported to know them."""
 
 
 def make_spec(
@@ -81,6 +88,30 @@ def _of_callbacks(config: Any) -> dict[str, Any]:
     if listed(config.skip_pretrained_var):
         found["pretrained_skip"] = listed(config.skip_pretrained_var)
     return found
+
+
+def require_optimizer(name: Any, framework: Any) -> None:
+    """Check the names of an optimizer and of the framework that it is for.
+
+    Raises:
+        UsageError: there is no such optimizer, or no such framework.
+        MissingDependencyError: the framework is needed to tell, and is not installed.
+    """
+    if framework not in _FRAMEWORKS:
+        raise UsageError(
+            f"framework: found {framework!r}; expected {' or '.join(_FRAMEWORKS)}",
+            hint=did_you_mean(str(framework), _FRAMEWORKS),
+        )
+    if not isinstance(name, str):
+        raise UsageError(f"optimizer: found {name!r}; expected its name")
+    if ":" in name or name.lower() in _OPTIMIZERS:
+        return
+    if framework == "keras":
+        from ..training.keras_optim import optimizer_class
+    else:
+        import_framework("torch", "torch")
+        from ..training.torch_optim import optimizer_class
+    optimizer_class(name, "optimizer")
 
 
 def problem_of(spec: ModelSpec) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -303,11 +304,32 @@ def is_zip(path: Path) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message that says anything."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0] == "in user code:":  # TensorFlow: a traceback follows
-        return next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+    """Return the first line of an exception's message that says anything.
+
+    TensorFlow and Keras begin with lines that say where; what went wrong follows.
+    """
+    text = _OF_TENSORFLOW.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and lines[0] == "in user code:":  # a traceback follows
+        found = [place for place, line in enumerate(lines) if "Error: " in line]
+        lines = lines[found[-1] if found else -1 :]
+    elif lines and lines[0] == "Graph execution error:":  # likewise
+        found = [place for place, line in enumerate(lines[:-1]) if line.startswith(_OF_TRACEBACK)]
+        lines = lines[found[-1] + 1 if found else -1 :]
+    while len(lines) > 1 and _NAMES_A_PLACE.search(lines[0]):
+        lines = lines[1:]
     return lines[0] if lines else type(error).__name__
+
+
+_OF_TENSORFLOW = re.compile(
+    r"\x1b\[[0-9;]*m|\{\{function_node \S+\}\} *|\s*\[\[\{\{node \S+\}\}\]\]"
+    r"|\s*\[Op:[^\]]*\](?: name:[^\n\x1b]*)?"
+)
+"""Colours, nodes of a graph, and operations: not what went wrong."""
+_OF_TRACEBACK = ("Detected at node", 'File "', "<stack traces")
+_NAMES_A_PLACE = re.compile(
+    r"Exception encountered when calling .*\.$|Error encountered:$|root error\(s\) found\.$"
+)
 
 
 def decode_strings(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

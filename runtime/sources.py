@@ -38,6 +38,10 @@ def spec_label(spec: ModelSpec) -> str:
     """What messages call the model: its spec, relative to the current folder when it is below."""
     if spec.path is None:
         return spec.name
-    path = spec.path.absolute()
-    folder = Path.cwd()
+    return shown_path(spec.path.absolute())
+
+
+def shown_path(path: str | Path) -> str:
+    """What messages call a file: its path, relative to the current folder when it is below."""
+    folder, path = Path.cwd(), Path(path)
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)

@@ -55,7 +55,7 @@ def test_infer_lays_masks_over_the_test_samples(trained, tmp_path):
         with Image.open(picture) as opened:
             assert opened.width == 2 * 256  # the image, and the mask laid over it
     everything = infer_files(spec, [folder / "data" / "test.csv"], overrides=SHORT)
-    masks = [np.asarray(Image.open(folder / f"data/test/{i:04}_mask.png")) for i in range(40)]
+    masks = [np.asarray(Image.open(folder / f"data/test_masks/{i:04}.png")) for i in range(40)]
     expected = ingot.evaluate(spec, overrides=SHORT).entries[0].metrics["pixel_accuracy"]
     assert (everything.outputs["masks"] == masks).mean() == pytest.approx(expected, abs=1e-3)
 

@@ -43,11 +43,7 @@ def example(tmp_path_factory):
         300,
     )
     result = ingot.train(folder / "reviews.yaml", folder / "run", epochs=7)
-    trained = [
-        f"model.weights={folder / 'run' / 'weights.safetensors'}",
-        f"data.kwargs.vocabulary={folder / 'run' / 'vocabulary.json'}",
-    ]
-    return folder, trained, result
+    return folder, [f"model.weights={result.weights}"], result
 
 
 def test_the_example_learns_what_counting_words_cannot_tell(example):
@@ -94,7 +90,13 @@ def test_files_and_texts_are_told_apart(example, tmp_path, monkeypatch):
 
     assert rows == ["one", "", "two", "fine. it is", "fine"]
     assert [row.where for row in rows[:2]] == ["two words: row 1", "two words: row 3"]
-    for name, message in (("gone.txt", "No such file"), ("empty.txt", "found no rows")):
+    for name, message in (
+        ("gone.txt", r"gone\.txt: no such file"),
+        ("my samples.txt", r"my samples\.txt: no such file"),
+        ("net.onnx", r"net\.onnx: found a model"),
+        ("empty.txt", "found no rows"),
+    ):
+        (tmp_path / "net.onnx").write_bytes(b"\x08")
         (tmp_path / "empty.txt").write_text("\n")
         with pytest.raises(ingot.InputError, match=message):
             text_rows([name], has_labels=True)
@@ -107,13 +109,40 @@ def test_the_exported_network_reads_any_number_of_texts(example, tmp_path):
     spec = folder / "reviews.yaml"
 
     (file,) = ingot.export(spec, "onnx", tmp_path, mode="dynamic", overrides=trained).artifacts
-    found = infer_files(file.path, [folder / "test.tsv"], spec=spec, overrides=trained[1:])
+    found = infer_files(file.path, [folder / "test.tsv"], spec=spec, overrides=trained)
     own = infer_files(spec, [folder / "test.tsv"], overrides=trained)
 
     assert len(found.predictions) == 300
     np.testing.assert_allclose(
         found.outputs["probabilities"], own.outputs["probabilities"], atol=1e-5
     )
+
+
+def test_the_vocabulary_beside_the_weights_belongs_to_them_and_not_to_another_run(example):
+    folder, _, _ = example
+    spec = folder / "reviews.yaml"
+    kept = Vocabulary.read(folder / "run" / "vocabulary.json")
+    rows = (folder / "test.tsv").read_text().splitlines()[:40]
+    (folder / "few.tsv").write_text("\n".join(rows) + "\n")
+    few = ["data.kwargs.files={train: few.tsv, test: test.tsv}"]
+
+    assert Problem(load_spec(spec, few)).splits["test"].vocabulary == kept
+    assert ingot.evaluate(spec, overrides=few).entries[0].metrics["accuracy"] > 85
+    ingot.train(spec, folder / "other", epochs=0, overrides=few)
+    assert len(Vocabulary.read(folder / "other" / "vocabulary.json")) < len(kept)
+
+
+def test_a_network_with_too_few_embeddings_is_told(example, tmp_path):
+    folder, _, _ = example
+    few = ["model.kwargs.tokens=20", "data.kwargs.most_tokens=null"]
+    message = r"reviews\.yaml: the vocabulary has \d+ tokens, and the network embeddings for 20"
+
+    with pytest.raises(ingot.SpecError, match=message) as caught:
+        ingot.train(folder / "reviews.yaml", tmp_path / "run", overrides=few)
+    assert "data.kwargs.most_tokens: 20" in caught.value.hint
+    kept = ["model.weights=null", "data.kwargs.vocabulary=run/vocabulary.json"]
+    with pytest.raises(ingot.SpecError, match=message):
+        infer_files(folder / "reviews.yaml", ["fine"], overrides=[*few, *kept])
 
 
 def test_a_run_does_not_go_on_with_another_vocabulary(example, tmp_path):
@@ -197,7 +226,6 @@ def test_characters_and_truncated_texts(tmp_path):
         (["a\tpositive", " \tpositive"], r"row 2: found a text without any word"),
         (["one two three four five\tpositive"], r"row 1: found a text of 5 words; expected 4 at"),
         ([], r"train\.tsv: found no rows"),
-        (None, r"train\.tsv: No such file"),
         (b"fine\tpositive\nf\xfcr\tnegative", r"row 2: found the byte 0xfc at 15; expected UTF-8"),
     ],
 )
@@ -206,6 +234,13 @@ def test_bad_files_are_named_with_their_row(tmp_path, rows, message):
         splits(tmp_path, rows)
 
     assert caught.value.exit_code == 5
+
+
+def test_files_that_are_not_there_are_named_with_their_key(tmp_path):
+    with pytest.raises(ingot.SpecError, match=r"data\.kwargs\.files\.train: .*tsv: no such file"):
+        splits(tmp_path, None)
+    with pytest.raises(ingot.SpecError, match=r"data\.kwargs\.vocabulary: .*v\.json: no such file"):
+        splits(tmp_path, ["fine\tpositive"], vocabulary="v.json")
 
 
 def test_a_label_nearly_right_and_a_long_text_have_a_hint(tmp_path):

@@ -232,6 +232,9 @@ def test_names_of_the_suite_become_those_of_the_zoo(images, home):
     [
         (lambda: demos.Config(mode="tune"), "mode: found 'tune'"),
         (lambda: demos.Config(batch_size_per_gpu=0), "batch_size_per_gpu"),
+        (lambda: demos.ModelerConfig(optimizer="momentm"), "optimizer: found 'momentm'"),
+        (lambda: demos.ModelerConfig(optimizer="ftrl"), "optimizer: found 'ftrl'"),
+        (lambda: demos.ModelerConfig(framework="tensorflow"), "framework: found 'tensorflow'"),
         (lambda: demos.build("inputer", "x"), "build: found 'inputer'"),
         (lambda: demos.build("callback", "train_los", None), "found 'train_los'"),
         (
@@ -245,6 +248,27 @@ def test_names_of_the_suite_become_those_of_the_zoo(images, home):
 def test_what_is_wrong_is_refused(call, said):
     with pytest.raises(UsageError, match=said):
         call()
+
+
+def test_an_optimizer_of_the_framework_is_taken():
+    assert demos.ModelerConfig(optimizer="AdamW").optimizer == "AdamW"
+    with pytest.raises(UsageError) as caught:
+        demos.ModelerConfig(optimizer="momentm")
+    assert caught.value.hint == "did you mean 'momentum'?"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("callback.train_bsic", r"demos\.callback has no module 'train_bsic'; .*'train_basic'"),
+        ("calback.train_basic", r"demos has no module 'calback'; expected .*'callback'"),
+        ("network.vgg", r"demos\.network has no module 'vgg'; expected one of resnet32$"),
+    ],
+)
+def test_a_module_that_is_misspelt_is_told(name, said):
+    with pytest.raises(ModuleNotFoundError, match=said) as caught:
+        importlib.import_module(f"ingot.compat.demos.{name}")
+    assert caught.value.name.startswith("ingot.compat.demos.")
 
 
 def test_configurations_that_differ_are_refused(images, home):

@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "options", "kind", "message"),
     [
-        ({"evaluation": {"eval_key": "acuracy"}}, {}, ingot.ModelError, "'acuracy'.*accuracy"),
-        ({}, {"eval_key": "f1"}, ingot.ModelError, "'f1'"),
+        ({"evaluation": {"eval_key": "acuracy"}}, {}, ingot.SpecError, "'acuracy'.*accuracy"),
+        ({}, {"eval_key": "f1"}, ingot.SpecError, "'f1'"),
         ({}, {"delta": 99.0}, ingot.UsageError, "found 99, which accuracy cannot drop by"),
         (
             {

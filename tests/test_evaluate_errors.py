@@ -31,7 +31,12 @@ def test_segmentation_labels_out_of_range_are_named(tmp_path):
         code = "\n\ndef pixels():\n    return nn.Conv2d(1, 3, 1)\n"
         model = {"framework": "torch", "entrypoint": "net:pixels"}
         data = {"splits": "npz", "kwargs": kwargs}
-        spec = write_spec(tmp_path, code, task="segmentation", model=model, data=data)
+        tensors = {
+            "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 4, 4]}],
+            "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 3, 4, 4]}],
+        }
+        task = {"task": "segmentation", "model": model, "data": data}
+        spec = write_spec(tmp_path, code, **task, **tensors)
         ingot.train(spec, tmp_path / "run")
 
     expected = r"pixel \[1, 2\]: found the label 7; expected 0\.\.2, or 255 for none"

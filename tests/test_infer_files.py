@@ -15,8 +15,9 @@ import ingot
 pytest.importorskip("torchmetrics")
 Image = pytest.importorskip("PIL.Image")
 
-from ingot.commands.infer_files import infer_files  # noqa: E402
-from ingot.training.displays import colour_map  # noqa: E402
+from ingot.cli.options import Settings  # noqa: E402
+from ingot.commands.infer_files import display_names, infer_files  # noqa: E402
+from ingot.training.displays import ImageSegmentationDisplay, colour_map  # noqa: E402
 from ingot.training.image_predictions import probabilities_of  # noqa: E402
 from ingot.zoo.digits import load_digits  # noqa: E402
 from ingot.zoo.shapes import draw_scene  # noqa: E402
@@ -236,6 +237,7 @@ def test_names_of_classes(digits):
         (["run"], "run: found no files that end in"),
         (["rows.csv"], r"rows\.csv: row 1: .*nothing\.png: no such file"),
         (["empty.csv"], r"empty\.csv: found no rows"),
+        (["net.onnx"], r"net\.onnx: found a model, or weights; --files expected"),
         ([], "found no samples; expected --files, or training.test_samples"),
     ],
 )
@@ -243,9 +245,41 @@ def test_samples_that_are_not_there(digits, files, message):
     folder, _, _ = digits
     (folder / "rows.csv").write_text("nothing.png,1\n")
     (folder / "empty.csv").write_text("\n")
+    (folder / "net.onnx").write_bytes(b"\x08")
 
     with pytest.raises(ingot.IngotError, match=message):
         infer_files(folder / "digits.yaml", [folder / file for file in files])
+
+
+def test_a_list_with_another_delimiter_has_a_hint(digits, tmp_path):
+    folder, _, _ = digits
+    (tmp_path / "list.csv").write_text(f"{folder}/files/00.png;1\n")
+
+    with pytest.raises(ingot.InputError, match=r"list\.csv: row 1: .*no such file") as caught:
+        infer_files(folder / "digits.yaml", [tmp_path / "list.csv"])
+
+    assert caught.value.hint.startswith("columns are divided by ','; found ';' in")
+
+
+def test_no_sample_takes_the_files_of_another():
+    samples = ["a/x.png", "a/x_mask.png", "b/X.png", "b/x.png", "?" * 300]
+
+    names = display_names(ImageSegmentationDisplay(), samples)
+
+    assert names[:2] == [["x.png", "x_mask.png"], ["x_mask_2.png", "x_mask_2_mask.png"]]
+    assert names[4] == ["sample_4.png", "sample_4_mask.png"]
+    every = [name.lower() for entry in names for name in entry]
+    assert len(set(every)) == len(every) == 10
+
+
+def test_rows_of_masks_stand_on_a_line_each_in_json(capsys):
+    document = {"mask": [[0, 1, 2], [3, 4, 5]], "text": "[\n 1,\n 2]", "of": ["a"], "none": []}
+
+    Settings().print_json(document, has_arrays=True)
+
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"schema_version": 1, **document}
+    assert "\n    [0, 1, 2],\n    [3, 4, 5]\n  ]" in printed
 
 
 def test_the_command(ingot_cli, digits, tmp_path):

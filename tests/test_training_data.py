@@ -108,7 +108,7 @@ def test_several_csvs_size_scaling_and_grey(tmp_path):
         ("3.png,-1", "row 2: 3.png: found the label '-1'"),
         ("3.png,cat", "row 2: 3.png: found the label 'cat'"),
         ("gone.png,1", "gone.png: no such file"),
-        ("3.png", "row 2: found 1 columns; expected path,label"),
+        ("3.png", "row 2: found 1 column; expected path,label"),
     ],
 )
 def test_bad_rows_are_named(ingot_cli, tmp_path, row, message):

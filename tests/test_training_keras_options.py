@@ -26,6 +26,16 @@ def test_every_optimizer_changes_the_weights(tmp_path, name):
     assert np.isfinite(done.history[0]["loss"])
 
 
+def test_an_integer_is_a_learning_rate_and_a_negative_number_is_none(tmp_path):
+    trainer = {"optimizer": {"name": "sgd", "lr": 1}, "epochs": 1}
+    done = ingot.train(write_spec(tmp_path, full_trainer=trainer), tmp_path / "run")
+    assert done.history[0]["learning_rate"] == 1.0
+    trainer = {"optimizer": {"name": "adam", "lr": -0.1}, "epochs": 1}
+    message = r"full_trainer\.optimizer\.lr: found -0\.1; expected a number from 0"
+    with pytest.raises(ingot.SpecError, match=message):
+        ingot.train(write_spec(tmp_path, full_trainer=trainer), tmp_path / "other")
+
+
 WATCH = """
 
 from ingot import Callback

@@ -202,6 +202,7 @@ def nothing(model, loader):
         other,
         code,
         model={"framework": "torch", "entrypoint": "net:other"},
+        outputs=[{"name": "logits", "dtype": "float32", "shape": ["batch", 5]}],
         loss="MultiMarginLoss",
         evaluation={"function": "net:nothing", "eval_key": "x"},
         training={"pretrained": str(first.weights), "pretrained_skip": "6.", "trainable": "6."},
@@ -420,6 +421,6 @@ def slow(model, batch):
 
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     bars = [line for line in re.split(r"[\r\n]+", text) if line.startswith("epoch ")]
-    wanted = r"epoch 2/2 .*loss \d\.\d+  [\d,]+ images/s  accuracy \d+\.\d+ +\d+s left"
+    wanted = r"epoch 2/2 .*loss \d\.\d+  [\d,]+ samples/s  accuracy \d+\.\d+ +\d+s left"
     assert any(re.search(wanted, line) for line in bars), bars[-5:]
-    assert any(re.search(r"epoch 1/2 .*loss .* images/s +\d+s left", line) for line in bars)
+    assert any(re.search(r"epoch 1/2 .*loss .* samples/s +\d+s left", line) for line in bars)

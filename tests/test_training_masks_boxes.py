@@ -109,9 +109,9 @@ def test_what_changes_images_alone_is_refused(tmp_path):
     [
         (
             "0.png;0_mask.png",
-            r"found 1 columns, divided by ';' in place of ','; expected image,mask",
+            r"found 1 column, divided by ';' in place of ','; expected image,mask",
         ),
-        ("0.png\t0_mask.png", r"found 1 columns, divided by '\\t' in place of ','"),
+        ("0.png\t0_mask.png", r"found 1 column, divided by '\\t' in place of ','"),
         ("0.png,0_mask.png,1", "found 3 columns; expected image,mask"),
         ("0.png,gone.png", r"gone\.png: no such file"),
         ("0.png,small.png", r"small\.png: found a mask of 4x3 pixels; its image .*0\.png has 8x6"),
@@ -234,6 +234,28 @@ def test_boxes_are_mirrored_with_their_images():
         ({"annotations__0__bbox": [1, 2, -3, 4]}, r"expected \[left, top, width, height\]"),
         ({"annotations__0__bbox": None}, r"annotations\[0\]: the key 'bbox' is missing"),
         ({"categories__0__name": None}, r"categories\[0\]: the key 'name' is missing"),
+        ({"categories__1__name": "dog"}, r"categories\[1\]: found the name 'dog' a second time"),
+        ({"categories__1__name": 3}, r"categories\[1\]: name: found 3; expected a text"),
+        ({"categories__1__id": "3"}, r"categories\[1\]: id: found '3'; expected an integer"),
+        ({"images__1__id": [1]}, r"images\[1\]: id: found \[1\]; expected an integer or a text"),
+        ({"images__1__file_name": 5}, r"images\[1\]: file_name: found 5; expected a text"),
+        ({"images__1__width": True}, r"images\[1\]: width: found True; expected an integer"),
+        ({"annotations__1__image_id": [10]}, r"annotations\[1\]: image_id: found \[10\]; expected"),
+        ({"annotations__1__image_id": "10"}, r"image_id: found '10'; expected an integer, as the"),
+        (
+            {"annotations__1__category_id": {}},
+            r"annotations\[1\]: category_id: found \{\}; expected",
+        ),
+        (
+            {"annotations__0__bbox": [1, 2, float("nan"), 4]},
+            r"bbox: found \[1, 2, nan, 4\]; expected",
+        ),
+        ({"annotations__0__bbox": [1, 2, 10**400, 4]}, r"annotations\[0\]: bbox: found \[1, 2, 10"),
+        (
+            {"annotations__0__bbox": [8, 2, 4, 3]},
+            r"bbox: found \[8, 2, 4, 3\], outside of its image 10 of 8x6 pixels",
+        ),
+        ({"annotations__0__bbox": [1, -3, 4, 3]}, r"bbox: found \[1, -3, 4, 3\], outside of its"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, changes, message):
@@ -258,9 +280,66 @@ def test_what_is_no_annotation_file_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(ingot.InputError, match=rf"boxes\.json: {message}"):
             splits(tmp_path, boxes_of())
-    path.unlink()
-    with pytest.raises(ingot.InputError, match=r"boxes\.json: No such file"):
-        splits(tmp_path, boxes_of())
+
+
+def test_a_file_that_the_spec_names_and_that_is_not_there(tmp_path):
+    write_boxes(tmp_path / "data")
+    files = {"test": "data/boxes.json", "train": "data/none.json"}
+    masks = masks_of(files={"test": "none.csv"})
+
+    for data, message in (
+        (boxes_of(files=files), r"data\.kwargs\.files\.train: .*data/none\.json: no such file"),
+        (boxes_of(images="pictures"), r"data\.kwargs\.images: .*pictures: no such folder"),
+        (boxes_of(archive="all.zip"), r"data\.kwargs\.archive: .*all\.zip: no such file"),
+        (masks, r"data\.kwargs\.files\.test: .*none\.csv: no such file"),
+    ):
+        with pytest.raises(ingot.SpecError, match=message) as caught:
+            splits(tmp_path, data)
+        assert caught.value.exit_code == 2
+    inputter = {"name": "segmentation_csv", **masks["kwargs"]}
+    spec = load_spec(write_spec(tmp_path, data=None, training={"inputter": inputter}))
+    with pytest.raises(ingot.SpecError, match=r"training\.inputter\.files\.test: .*no such file"):
+        _ = Problem(spec).splits
+
+
+def test_messages_have_paths_below_the_current_folder_and_no_addresses(tmp_path, monkeypatch):
+    write_masks(tmp_path / "data")
+    (tmp_path / "data" / "text.png").write_text("nonsense")
+    (tmp_path / "data" / "list.csv").write_text("0.png,text.png\n")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ingot.InputError) as caught:
+        list(splits(tmp_path, masks_of(files={"test": "data/list.csv"}))["test"])
+
+    assert caught.value.message == (
+        "data/list.csv: row 1: data/text.png: cannot be decoded: found no image; expected JPEG, PNG"
+        " or another format that Pillow reads"
+    )
+
+
+def test_a_header_and_other_delimiters_have_a_hint(tmp_path):
+    write_masks(tmp_path / "data")
+    path = tmp_path / "data" / "list.csv"
+
+    for rows, hint in (
+        (
+            "image,mask\n0.png,0_mask.png\n",
+            "rows have no header: take out the first row, if 'image'",
+        ),
+        ("0.png;,0_mask.png\n", "columns are divided by ','; found ';' in '0.png;'"),
+    ):
+        path.write_text(rows)
+        with pytest.raises(ingot.InputError, match=r"row 1: .*no such file") as caught:
+            splits(tmp_path, masks_of(files={"test": "data/list.csv"}))
+        assert caught.value.hint.startswith(hint)
+
+
+def test_an_image_of_another_size_than_its_annotations_say_is_named(tmp_path):
+    write_boxes(tmp_path / "data", images__1__width=16)
+
+    message = r"boxes\.json: image 11: .*1\.png: found an image of 8x6 pixels; expected 16x6"
+    with pytest.raises(ingot.InputError, match=message):
+        list(splits(tmp_path, boxes_of())["test"])
 
 
 def test_splits_of_different_categories_are_refused(tmp_path):

@@ -427,10 +427,13 @@ def evaluate(model, loader):
     data = {"splits": "digits", "kwargs": {"batch_size": 64}}
     spec = write_spec(tmp_path, code, evaluation=evaluation, loss="net:loss", data=data)
 
-    with pytest.raises(ingot.ModelError) as caught:
+    kind = ingot.SpecError if key == "accuracy" else ingot.ModelError
+    with pytest.raises(kind) as caught:
         ingot.train(spec, tmp_path / "run")
 
     assert message in caught.value.message
+    if kind is ingot.SpecError:
+        assert caught.value.message.startswith(f"{spec}: evaluation.eval_key: found 'accuracy'")
     assert (tmp_path / "tries").read_text().split() == ["2", "6"][:tries]
     assert not (tmp_path / "run").exists()
 

@@ -142,6 +142,9 @@ def test_a_study_whose_trials_all_diverge_fails(tmp_path):
     only = {"parameters": {"full_trainer.optimizer.lr": [1e20, 1e21]}, "trials": 2}
     with pytest.raises(TrainingError, match="none of 2 trials ended with a metric"):
         ingot.tune(write_spec(tmp_path, tune=only), tmp_path / "run")
+    with pytest.raises(TrainingError, match="none of 2 trials ended") as caught:  # of 9 wanted
+        ingot.tune(write_spec(tmp_path, tune={**only, "trials": 9}), tmp_path / "more")
+    assert caught.value.exit_code == 1
 
 
 def test_a_trial_that_takes_too_long_ends_and_a_deadline_leaves_it_to_the_next(tmp_path):
@@ -286,6 +289,35 @@ def test_the_example_finds_a_good_network(tmp_path):
     }
     report = (tmp_path / "study" / "report.html").read_text()
     assert "full_trainer.optimizer.lr" in report
+
+
+TUNED = (
+    "cifar10/resnet32",
+    "cifar10/resnet32_keras",
+    "classification/resnet32",
+    "detection/detection",
+    "segmentation/segmentation",
+    "style_transfer/style",
+    "style_transfer/textures",
+    "text_classification/reviews",
+    "text_classification/transformer",
+    "text_generation/harbour",
+    "transfer/base",
+    "transfer/tuned",
+)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_every_application_says_what_may_be_tuned(name):
+    path = Path(__file__).parent.parent / "examples" / f"{name}.yaml"
+    section = load_spec(path, check_files=False).tune
+    assert 2 <= len(section.parameters) <= 3
+    assert section.trials <= 8
+    fixed = [f"{key}={json.dumps(value)}" for key, value in section.fixed.items()]
+    for key, parameter in section.parameters.items():
+        for value in parameter.values:
+            changed = load_spec(path, [*fixed, f"{key}={json.dumps(value)}"], check_files=False)
+            assert changed.training is not None or changed.full_trainer is not None
 
 
 def test_the_root_of_a_spec_is_where_its_paths_and_its_code_lie(tmp_path):

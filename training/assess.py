@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import IngotError, InputError, ModelError
+from ..errors import IngotError, InputError, ModelError, SpecError
 from ..frameworks.base import import_framework
 from ..frameworks.entrypoints import user_code_error
 from ..specs import ModelSpec
@@ -93,7 +93,8 @@ def check_evaluation(problem: Problem, modeler: Modeler, options: TrainerOptions
     (a metric that needs every class), it is tried on the whole split.
 
     Raises:
-        ModelError: it fails, returns no dict of numbers, or lacks ``eval_key``.
+        ModelError: it fails, or returns no dict of numbers.
+        SpecError: it lacks ``eval_key``.
         InputError: a batch does not fit.
     """
     from .randomness import random_state, restore_random_state
@@ -114,8 +115,9 @@ def check_evaluation(problem: Problem, modeler: Modeler, options: TrainerOptions
                 found = modeler.evaluate(SplitReader(loader, name))
             try:
                 found.key(options.eval_key, default)
-            except ModelError:
-                modeler.evaluate(SplitReader(loader, name)).key(options.eval_key, default)
+            except (ModelError, SpecError):
+                whole = modeler.evaluate(SplitReader(loader, name))
+                metric_key(problem, whole, options.eval_key, default)
     finally:
         restore_random_state(random)
 
@@ -155,8 +157,8 @@ def evaluate_spec(
         problem: the parts of the spec, when they are made already.
 
     Raises:
-        SpecError: data, split or evaluation are missing.
-        ModelError: the evaluation returns no dict, or lacks ``eval_key``.
+        SpecError: data, split or evaluation are missing, or the evaluation lacks ``eval_key``.
+        ModelError: the evaluation returns no dict.
         InputError: a batch does not fit the pattern.
     """
     problem = problem or Problem(spec, device)
@@ -172,10 +174,25 @@ def eval_key(problem: Problem, found: Evaluation) -> str:
     """Return the metric that counts.
 
     Raises:
-        ModelError: it was not measured.
+        SpecError: it was not measured.
+        ModelError: none was named, and there are several.
     """
     default = getattr(problem.evaluation, "default_key", None)
-    return found.key(problem.spec.evaluation.eval_key, default)
+    return metric_key(problem, found, problem.spec.evaluation.eval_key, default)
+
+
+def metric_key(problem: Problem, found: Evaluation, wanted: str | None, default: str | None) -> str:
+    """Return the metric that counts; see :meth:`.Evaluation.key`.
+
+    Raises:
+        SpecError: it was not measured; the error names the spec.
+        ModelError: none was named, and there are several.
+    """
+    try:
+        return found.key(wanted, default)
+    except SpecError as error:
+        key, hint = error.key, error.hint
+        raise SpecError(error.reason, file=problem.label, key=key, hint=hint) from error
 
 
 def npz_loader(

@@ -76,14 +76,14 @@ def _splits(
     scaling: Scaling,
 ) -> Splits:
     labels = 1 if classes == 10 else 2
-    found = {}
+    found, place = {}, context.require(folder, "folder")
     for split, names in files.items():
-        parts = [_read(context.path(folder) / name, labels) for name in names]
+        parts = [_read(place / name, labels) for name in names]
         rows = np.concatenate(parts)
         arrays = (rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, label].astype(np.int64))
         if int(arrays[1].max(initial=0)) >= classes:
             raise InputError(
-                f"{context.path(folder) / names[0]}: found the label {int(arrays[1].max())};"
+                f"{place / names[0]}: found the label {int(arrays[1].max())};"
                 f" expected 0..{classes - 1}"
             )
         found[split] = ArrayInputter(arrays, scaling=scaling, **context.options(split, batch_size))

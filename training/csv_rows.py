@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, SpecError
 from ..frameworks.base import first_line
+from ..runtime.sources import shown_path
 
 _OTHER_DELIMITERS = (";", "\t", "|")
 
@@ -28,9 +29,16 @@ class Archive:
             with zipfile.ZipFile(path) as opened:
                 self.names = frozenset(opened.namelist())
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from error
+            raise InputError(f"{self.label}: {error.strerror or error}") from error
         except Exception as error:
-            raise InputError(f"{path}: not a zip that can be read: {reason(error)}") from error
+            raise InputError(
+                f"{self.label}: not a zip that can be read: {reason(error)}"
+            ) from error
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return shown_path(self.path)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a member.
@@ -44,7 +52,7 @@ class Archive:
                 opened = self._local.opened = zipfile.ZipFile(self.path)
             found: bytes = opened.read(name)
         except Exception as error:  # zipfile lets through what zlib, bz2 and lzma raise
-            raise InputError(f"{self.path}: {name}: cannot be read: {reason(error)}") from error
+            raise InputError(f"{self.label}: {name}: cannot be read: {reason(error)}") from error
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,6 +81,10 @@ class Row:
         """The first file, or member of the archive."""
         return self.columns[0]
 
+    def shown(self, column: int = 0) -> str:
+        """What messages call a file: without a row that names it, as it was given."""
+        return shown_path(self.columns[column]) if self.where else self.columns[column]
+
 
 def read_rows(
     root: Path,
@@ -93,6 +105,7 @@ def read_rows(
     Raises:
         InputError: a CSV is not there, or has no rows; a row has another number of columns, or
             names a missing file (the message has its number, from 1, and the path).
+        SpecError: a CSV is neither there nor in the archive.
     """
     return [
         row
@@ -106,7 +119,7 @@ def _rows_of(
 ) -> list[Row]:
     data, label, folder = _content(root, name, archive)
     expected = "a path" if columns is None else ",".join(columns)
-    rows = []
+    rows: list[Row] = []
     for number, entry in _entries(data, label):
         where = f"{label}: row {number}"
         if columns is not None and len(entry) != len(columns):
@@ -117,8 +130,9 @@ def _rows_of(
             texts[index] = os.path.join(folder, texts[index]) if folder else texts[index]
             path = texts[index]
             if not (path in archive.names if archive is not None else os.path.isfile(path)):
-                place = f"{archive.path}: " if archive is not None else ""
-                raise InputError(f"{where}: {place}{path}: no such file")
+                place = f"{archive.label}: {path}" if archive is not None else shown_path(path)
+                hint = _hint(entry[index], is_first=not rows)
+                raise InputError(f"{where}: {place}: no such file", hint=hint)
         rows.append(Row(tuple(texts), where, written))
     if not rows:
         raise InputError(f"{label}: found no rows; expected {expected}")
@@ -129,17 +143,32 @@ def _content(root: Path, name: str, archive: Archive | None) -> tuple[bytes, str
     """Return the bytes of a CSV, what messages call it, and the folder that its paths start in."""
     path = root / Path(name).expanduser()
     if archive is not None and not path.is_file() and name in archive.names:
-        return archive.read(name), f"{archive.path}/{name}", name.rpartition("/")[0]
+        return archive.read(name), f"{archive.label}/{name}", name.rpartition("/")[0]
     try:
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        message = f"{shown_path(path)}: no such file"
+        if archive is not None:
+            raise SpecError(f"{message}, and none {name!r} in {archive.label}") from error
+        raise InputError(message) from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    return data, str(path), "" if archive is not None else str(path.parent)
+        raise InputError(f"{shown_path(path)}: {error.strerror}") from error
+    return data, shown_path(path), "" if archive is not None else str(path.parent)
+
+
+def _hint(text: str, is_first: bool) -> str | None:
+    """Say why what stands in a row may be no file: other delimiters, or a header."""
+    for delimiter in _OTHER_DELIMITERS:
+        if delimiter in text:
+            return f"columns are divided by ','; found {delimiter!r} in {text.strip()!r}"
+    if is_first and not os.path.splitext(text.strip())[1]:
+        return f"rows have no header: take out the first row, if {text.strip()!r} is one"
+    return None
 
 
 def _found(entry: Sequence[str], columns: Sequence[str]) -> str:
     """Say what a row has in place of the columns, and by what it was divided."""
-    found = f"found {len(entry)} columns"
+    found = f"found {len(entry)} column{'s' if len(entry) > 1 else ''}"
     if len(entry) == 1:
         for delimiter in _OTHER_DELIMITERS:
             if entry[0].count(delimiter) == len(columns) - 1 > 0:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, ModelError, SpecError
+from ..runtime.sources import shown_path
 from ..specs.hints import did_you_mean
 from .components import Components, parameters_of
 from .inputter import Array, Augmenter, Convert, Inputter, prefetched, random_generator
@@ -101,6 +102,9 @@ class DataContext:
         input_shapes: their shapes, as the spec has them.
         layout: brings images ``(batch, channels, height, width)`` into the layout of the network,
             where that is another one.
+        key: where the spec has the arguments of the data.
+        weights: of the network; None where it is trained from initial ones.
+        tokens: how many the network has embeddings for; None when it does not say.
     """
 
     root: Path
@@ -112,6 +116,9 @@ class DataContext:
     label: str = "data"
     input_shapes: tuple[tuple[int | str | None, ...] | None, ...] = ()
     layout: Convert | None = None
+    key: str = "data.kwargs"
+    weights: Path | None = None
+    tokens: int | None = None
 
     def image_shape(self) -> tuple[int, int, int] | None:
         """Return channels, height and width of the first input; None where they are not fixed."""
@@ -146,6 +153,43 @@ class DataContext:
         """Return a path of the spec as an absolute one."""
         return self.root / Path(name).expanduser()
 
+    def require(self, name: str | Path, key: str) -> Path:
+        """Return a path of the spec, which has to be there, as it is called in messages.
+
+        Args:
+            name: a file or a folder.
+            key: the argument of the data that has it.
+
+        Raises:
+            SpecError: it is not there.
+        """
+        path = self.path(name)
+        if not path.exists():
+            kind = "folder" if key.partition(".")[0] in ("folder", "images") else "file"
+            raise SpecError(f"{self.label}: {self.key}.{key}: {shown_path(path)}: no such {kind}")
+        return Path(shown_path(path))
+
+    def require_all(self, kwargs: Mapping[str, Any]) -> None:
+        """Check that the files that the arguments of built-in data name are there.
+
+        What a CSV or an archive names is checked where that is read.
+
+        Raises:
+            SpecError: one is not there.
+        """
+        archive = kwargs.get("archive")
+        for key in ("archive", "vocabulary", "folder", *(() if archive else ("images",))):
+            if isinstance(kwargs.get(key), str):
+                self.require(kwargs[key], key)
+        if archive:
+            return
+        for key in ("files", "images"):
+            given = kwargs.get(key)
+            for split, names in given.items() if isinstance(given, Mapping) else ():
+                if isinstance(names, str) and not self.path(names).exists():
+                    for name in names.split(","):
+                        self.require(name.strip(), f"{key}.{split}")
+
 
 def make_splits(
     components: Components, name: str, kwargs: Mapping[str, Any], key: str, context: DataContext
@@ -178,6 +222,8 @@ def make_splits(
         )
     if callable(found):
         extra: dict[str, Any] = {"context": context} if is_built_in else {}
+        if is_built_in:
+            context.require_all(kwargs)
         if not is_built_in and context.batch_size is not None:
             if "batch_size" not in parameters_of(found):
                 raise SpecError(
@@ -246,7 +292,7 @@ def npz_splits(
     names = list(inputs or context.input_names)
     return {
         split: ArrayInputter(
-            npz_arrays(context.path(file), names, label),
+            npz_arrays(context.require(file, f"files.{split}"), names, label),
             **context.options(split, batch_size, as_stored=True),
         )
         for split, file in files.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, SpecError
 from ..specs.hints import did_you_mean
 from .components import accepted
 from .device import Device
@@ -79,8 +79,16 @@ class Evaluation:
             default: what the evaluation function says.
 
         Raises:
-            ModelError: there is no such metric, or none was named and there are several.
+            SpecError: there is no such metric.
+            ModelError: none was named, and there are several.
         """
+        if wanted is not None and wanted not in self.metrics:
+            raise SpecError(
+                f"found {wanted!r}, which the evaluation does not return; it returns"
+                f" {', '.join(sorted(self.metrics)) or 'nothing'}",
+                key="evaluation.eval_key",
+                hint=did_you_mean(wanted, self.metrics),
+            )
         if wanted is None:
             wanted = default
         if wanted is None:

@@ -196,9 +196,7 @@ class SegmentationPredictor(ImagePredictor):
 
         logits = only_array(outputs, 4, "(batch, classes, height, width)")
         if self.problem.spec.model.framework == "keras":  # classes stand last, as its channels do
-            logits = logits.transpose(0, 3, 1, 2)
-        if self.problem.spec.model.framework == "keras":
-            logits = np.moveaxis(logits, -1, 1)  # Keras has the classes last
+            logits = np.moveaxis(logits, -1, 1)
         names = names_of(inputter, max(2, logits.shape[1]))
         found = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0)
         kind = np.uint8 if logits.shape[1] <= 256 else np.uint16

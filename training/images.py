@@ -149,21 +149,30 @@ class ImageInputter(Inputter):
             InputError: it cannot be read or decoded; the message has row and path.
         """
         path = row.columns[column]
-        where = f"{row.where}: " if row.where else ""
         try:
             data = Path(path).read_bytes() if self.source is None else self.source.read(path)
             return use(_open(data))
-        except InputError as error:
-            raise InputError(f"{where}{error.message}") from error
-        except OSError as error:
-            raise InputError(
-                f"{where}{path}: cannot be decoded: {error.strerror or first_line(error)}"
-            ) from error
         except Exception as error:  # decoders raise whatever a damaged file leads them to
-            raise InputError(f"{where}{path}: cannot be decoded: {reason(error)}") from error
+            if isinstance(error, InputError):
+                said = error.message
+            elif isinstance(error, FileNotFoundError):
+                said = f"{row.shown(column)}: no such file"
+            else:
+                said = f"{row.shown(column)}: cannot be decoded: {_reason(error)}"
+            raise InputError(f"{row.where}: {said}" if row.where else said) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
+
+
+def _reason(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # its own message has an address in memory
+        return "found no image; expected JPEG, PNG or another format that Pillow reads"
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    return reason(error)
 
 
 def _open(data: bytes) -> Any:

@@ -15,9 +15,8 @@ from .components import BUILT_IN, Components
 from .device import Device
 from .forward_pass import ForwardPass
 from .keras_forward_pass import KerasForwardPass
-from .losses import LossFunction
+from .losses import LossFunction, label_error, only_tensor
 from .named import called, class_named, classes_of
-from .torch_losses import label_error, only_tensor
 
 if TYPE_CHECKING:
     from .inputter import Array

@@ -17,8 +17,8 @@ from .forward_pass import ForwardPass
 from .inputter import Array
 from .keras_forward_pass import KerasForwardPass
 from .keras_losses import refuse_of_torch, require_labels, require_sizes
+from .losses import only_tensor
 from .named import called, class_named, classes_of
-from .torch_losses import only_tensor
 
 
 class KerasEvaluationFunction(EvaluationFunction):

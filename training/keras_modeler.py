@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..frameworks.keras_files import save_keras
 from ..frameworks.keras_weights import architecture_of, build, load_weights, rebuilt
 from ..frameworks.tensorflow import import_tensorflow
 from ..runtime.atomic import replacing
+from .declared import DeclaredTensors
 from .device import Device
 from .evaluation import CallableModel, Evaluation, run_evaluation
 from .forward_pass import ForwardPass
@@ -47,6 +48,7 @@ class TrainingModel:
     def __init__(self, model: KerasModel) -> None:
         self.model = model
         self.outputs: Any = None
+        self.declared: DeclaredTensors | None = None
 
     def __call__(self, *args: Any, training: bool = True, **kwargs: Any) -> Any:
         tensorflow = import_tensorflow()
@@ -58,6 +60,8 @@ class TrainingModel:
                 f"{''.join(f', {name}' for name in kwargs)}; it takes {', '.join(names)}"
             )
         tensors = {name: tensorflow.convert_to_tensor(value) for name, value in given.items()}
+        if self.declared is not None:
+            self.declared.require_inputs(tensors)
         found = self.model.call_tensors(
             tensors, lambda feeds: self.model.native(feeds, training=training)
         )
@@ -68,6 +72,8 @@ class TrainingModel:
             for value in values
         ]
         self.outputs = values[0] if len(values) == 1 else tuple(values)
+        if self.declared is not None:
+            self.declared.require_outputs(self.outputs)
         return self.outputs
 
     def __getattr__(self, name: str) -> Any:
@@ -163,9 +169,21 @@ class KerasModeler(Modeler):
                 layer.dtype_policy = kept
 
     def evaluate(self, loader: Iterable[Any]) -> Evaluation:
-        model = CallableModel(Adapted(self.model), self.network.name)
+        adapted = Adapted(self.model)
+        if self.training_model.declared is not None:
+            adapted.infer = _compared(adapted.infer, self.training_model.declared)
+        model = CallableModel(adapted, self.network.name)
         with self.averaged():
             return run_evaluation(self.evaluation, model, loader, self.device)
+
+    @contextmanager
+    def comparing(self, declared: DeclaredTensors) -> Iterator[None]:
+        # Shapes are known while the step is traced, which is before it is run.
+        self.training_model.declared = declared
+        try:
+            yield
+        finally:
+            self.training_model.declared = None
 
     def keep_outputs(self) -> None:
         self.keeps_outputs = True
@@ -290,6 +308,18 @@ class KerasModeler(Modeler):
     @staticmethod
     def _values(variables: Mapping[str, Any]) -> dict[str, Array]:
         return {name: np.array(variable.numpy()) for name, variable in variables.items()}
+
+
+def _compared(
+    infer: Callable[..., dict[str, Any]], declared: DeclaredTensors
+) -> Callable[..., dict[str, Any]]:
+    def compared(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        declared.require_inputs(arrays)
+        outputs = infer(arrays)
+        declared.require_outputs(outputs)
+        return outputs
+
+    return compared
 
 
 def _is_finite(variable: Any) -> bool:

@@ -16,6 +16,7 @@ from .named import (
     classes_of,
     component_of,
     made_by_factory,
+    own_weight_decay,
     require_matches,
 )
 from .schedules import decay_factors, schedule_length
@@ -56,6 +57,23 @@ def trained_variables(
     return chosen
 
 
+def optimizer_class(name: str, key: str) -> tuple[Any, dict[str, Any]]:
+    """Return the optimizer of a name, in any case, and the arguments that the name stands for.
+
+    Args:
+        name: that of a class of ``keras.optimizers``, or ``momentum``.
+        key: the key that has it, for messages.
+
+    Raises:
+        SpecError: there is none.
+    """
+    optimizers = import_keras().optimizers
+    name, kwargs = _OPTIMIZERS.get(name.lower(), (name, {}))
+    known = classes_of(optimizers, optimizers.Optimizer)
+    found = class_named(name, known, [*_OPTIMIZERS, *known], key, "an optimizer of Keras")
+    return found, kwargs
+
+
 def make_optimizer(
     wanted: Any,
     network: Any,
@@ -89,20 +107,20 @@ def make_optimizer(
     component = component_of(DEFAULT_OPTIMIZER if wanted is None else wanted)
     if component is None or component.is_entrypoint:
         if weight_decay is not None or weight_decay_skip:
-            raise SpecError(
-                f"{key}: an optimizer of your own decides about weight decay itself; expected"
-                " training.weight_decay to be left out"
-            )
+            raise own_weight_decay(key)
         made = made_by_factory(wanted, component, network, components, key)
         if not isinstance(made, keras.optimizers.Optimizer):
             raise SpecError(f"{key}: found a {type(made).__name__}; expected a Keras optimizer")
         return made, none
-    name, kwargs = _OPTIMIZERS.get(component.name.lower(), (component.name, {}))
-    known = classes_of(keras.optimizers, keras.optimizers.Optimizer)
-    found = class_named(name, known, [*_OPTIMIZERS, *known], key, "an optimizer of Keras")
+    found, kwargs = optimizer_class(component.name, key)
     kwargs = {**kwargs, **component.kwargs}
     if "lr" in kwargs and "learning_rate" not in kwargs:
         kwargs["learning_rate"] = kwargs.pop("lr")
+    rate = kwargs.get("learning_rate")
+    if isinstance(rate, int | float) and not isinstance(rate, bool):
+        if not rate >= 0:  # Keras takes it, and PyTorch does not
+            raise SpecError(f"{key}.lr: found {rate}; expected a number from 0")
+        kwargs["learning_rate"] = float(rate)  # Keras refuses an integer
     made = called(found, (), kwargs, key)
     if weight_decay_skip:
         require_matches(weight_decay_skip, list(variables), "training.weight_decay_skip")

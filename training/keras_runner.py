@@ -24,9 +24,8 @@ from .keras_state import read_state, write_state
 from .loaders import seeded_batches, split_for
 from .options import TrainerOptions
 from .randomness import random_state, restore_random_state, seed_everything
-from .resume import differences
+from .resume import differences, require_same_tensors, require_schedule
 from .runner import Runner
-from .torch_resume import require_same_tensors, require_schedule
 
 
 class KerasRunner(Runner):
@@ -114,14 +113,7 @@ class KerasRunner(Runner):
             self.optimizer.build(list(self._trained.values()))
         self._initial = _plain_config(self.optimizer)
         self._set_up_rate()
-        kinds = (self.optimizer, self.schedule)
-        names = [None if item is None else type(item).__name__ for item in kinds]
-        self.recipe["optimizer"] = names[0]
-        # A schedule of the user's own is known by its class alone.
-        self.recipe["scheduler"] = self.recipe["scheduler"] and {
-            "class": names[1],
-            "arguments": self.recipe["scheduler"],
-        }
+        self.note_kinds(self.optimizer, self.schedule)
 
     def _set_up_rate(self) -> None:
         options, schedules = self.options, import_keras().optimizers.schedules

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .device import Device
+from .forward_pass import structure
 
 
 class LossFunction(ABC):
@@ -58,3 +59,40 @@ def loss_parts(returned: Any, name: str = "loss") -> dict[str, Any]:
     if not parts:
         raise InputError("the loss returned an empty dict; expected a scalar tensor in it")
     return parts
+
+
+def label_error(
+    place: list[int], found: int, classes: int, first: int | None, ignored: int | None
+) -> InputError:
+    """Return the error of a label out of range.
+
+    Args:
+        place: index of the label in its batch.
+        found: it.
+        classes: how many there are.
+        first: number of the first sample in its split; None where that is not known.
+        ignored: a label that does not count.
+    """
+    beside = "" if ignored is None or 0 <= ignored < classes else f", or {ignored} for none"
+    pixel = f", pixel {place[1:]}" if len(place) > 1 else ""
+    where = f"sample {place[0]} of a batch" if first is None else f"sample {first + place[0]}"
+    return InputError(f"{where}{pixel}: found the label {found}; expected 0..{classes - 1}{beside}")
+
+
+def only_tensor(outputs: Any) -> Any:
+    """Return the one tensor that a model returned, bare or in a list, tuple or dict.
+
+    Raises:
+        InputError: it returned several.
+    """
+    found = outputs
+    if isinstance(found, dict) and len(found) == 1:
+        found = next(iter(found.values()))
+    if isinstance(found, list | tuple) and len(found) == 1:
+        found = found[0]
+    if not hasattr(found, "shape"):
+        raise InputError(
+            f"the model returned {structure(outputs)}; expected one tensor",
+            hint="give a loss and an evaluation of your own (module:attribute)",
+        )
+    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from .declared import DeclaredTensors
 from .evaluation import Evaluation
 from .forward_pass import ForwardPass
 
@@ -34,6 +35,14 @@ class Modeler(ABC):
     @abstractmethod
     def evaluate(self, loader: Iterable[Any]) -> Evaluation:
         """Measure the network on a split; the averaged one, when weights are averaged."""
+
+    def comparing(self, declared: DeclaredTensors) -> AbstractContextManager[None]:
+        """Within the context, the first batches have the shapes that the spec declares.
+
+        Args:
+            declared: raises a SpecError where a tensor has another one.
+        """
+        return nullcontext()
 
     @abstractmethod
     def batch_accuracy(self, batch: Any) -> float | None:

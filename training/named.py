@@ -63,6 +63,14 @@ def made_by_factory(
     return called(make, (target,), kwargs, key)
 
 
+def own_weight_decay(key: str) -> SpecError:
+    """Return the error of a weight decay beside an optimizer that a factory makes."""
+    return SpecError(
+        f"{key}: an optimizer of your own decides about weight decay itself; expected"
+        " training.weight_decay to be left out"
+    )
+
+
 def classes_of(module: Any, base: type) -> dict[str, Any]:
     """Return the public classes of a module that derive from another class, by name."""
     return {

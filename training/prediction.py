@@ -18,6 +18,8 @@ from .inputter import Array, Inputter
 if TYPE_CHECKING:
     from .problem import Problem
 
+_MODEL_SUFFIXES = (".ingot", ".keras", ".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".tflite")
+
 
 @dataclass(frozen=True)
 class Prediction(ABC):
@@ -209,6 +211,7 @@ def listed_files(files: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in files:
         path = Path(name).expanduser()
+        refuse_model(path)
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
             if not inside:
@@ -223,6 +226,19 @@ def listed_files(files: Sequence[str], suffixes: Sequence[str]) -> list[str]:
         else:
             found.append(str(path))
     return found
+
+
+def refuse_model(path: Path) -> None:
+    """Check that a sample is no model: a suffix tells.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.suffix.lower() in _MODEL_SUFFIXES and path.exists():
+        raise InputError(
+            f"{path}: found a model, or weights; --files expected what it is to answer about",
+            hint="the model comes first: ingot infer MODEL --spec SPEC --files FILE",
+        )
 
 
 def _first_column(path: Path) -> list[str]:

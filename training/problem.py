@@ -116,6 +116,8 @@ class Problem:
                 "augmenter", self.training.augmenter, "training.augmenter"
             )
         inputs = self.spec.inputs or ()
+        network = self.training.network
+        tokens = (self.spec.model if network is None else network).kwargs.get("tokens")
         return DataContext(
             self.spec.root,
             self.seed,
@@ -126,6 +128,9 @@ class Problem:
             self.label,
             tuple(tensor.shape for tensor in inputs),
             self._image_layout,
+            "data.kwargs" if self.spec.data is not None else "training.inputter",
+            self.spec.model.weights,
+            tokens if type(tokens) is int else None,
         )
 
     def split(self, name: str, key: str) -> Any:

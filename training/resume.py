@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import ModelError, UsageError
 
 _ABSENT = "nothing"
 
@@ -20,6 +20,9 @@ _STATE = frozenset(("optimizer", "scheduler", "interval", "trainable", "weight_d
 
 _METRIC = frozenset(("eval_key", "eval_split", "higher_is_better"))
 """Entries that the best value so far belongs to."""
+
+_TO_THE_END = ("CosineAnnealingLR", "CosineDecay", "OneCycleLR")
+"""Schedulers, one of Keras among them, that count on the steps that they were made for."""
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -97,3 +100,54 @@ def _named(changed: Changes, names: Iterable[str]) -> Changes:
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def require_schedule(
+    scheduler: Any, tree: Mapping[str, Any], epochs: int, steps: int | None, path: Path
+) -> None:
+    """Check that a schedule does not end before the run.
+
+    Args:
+        scheduler: of this run.
+        tree: the checkpoint.
+        epochs: of this run.
+        steps: of this run, where the scheduler counts steps.
+        path: the checkpoint.
+
+    Raises:
+        UsageError: it does.
+    """
+    kind = type(scheduler).__name__
+    if kind not in _TO_THE_END:
+        return
+    made_for, found, what = tree["epochs"], epochs, "epochs"
+    if steps is not None and tree["steps"] is not None and epochs <= made_for:
+        made_for, found, what = tree["steps"], steps, "steps"
+    if found > made_for:
+        raise UsageError(
+            f"{path}: its schedule ({kind}) ends after {made_for} {what}; found {found} to train",
+            hint="--fresh starts over",
+        )
+
+
+def require_same_tensors(
+    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    """Check that a checkpoint has the tensors of a network.
+
+    Args:
+        own: shapes of the network's tensors.
+        found: shapes of those in the checkpoint.
+        path: the checkpoint.
+
+    Raises:
+        ModelError: one is missing, or has another shape.
+    """
+    for name in [*own, *(name for name in found if name not in own)]:
+        if own.get(name) != found.get(name):
+            raise ModelError(
+                f"{path}: a checkpoint of another network: the tensor {name!r} is"
+                f" {found.get(name, 'missing')} in it, and {own.get(name, 'missing')} in the"
+                " network",
+                hint="--fresh starts over",
+            )

@@ -258,6 +258,16 @@ class Runner(ABC):
             "recipe": self.recipe,
         }
 
+    def note_kinds(self, optimizer: Any, schedule: Any) -> None:
+        """Let the recipe of the run say of which classes its optimizer and its schedule are."""
+        kinds = [None if item is None else type(item).__name__ for item in (optimizer, schedule)]
+        self.recipe["optimizer"] = kinds[0]
+        # A schedule of the user's own is known by its class alone.
+        self.recipe["scheduler"] = self.recipe["scheduler"] and {
+            "class": kinds[1],
+            "arguments": self.recipe["scheduler"],
+        }
+
     def changes_in(self, tree: Mapping[str, Any], path: Path) -> Changes:
         """Return what this run does otherwise than the one that wrote a checkpoint.
 

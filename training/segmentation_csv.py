@@ -115,24 +115,23 @@ class MaskedImages(ImageInputter):
         """Return a mask, uint8, scaled as its image is."""
         from PIL import Image
 
-        path = row.columns[1]
         if len(found.getbands()) != 1:
             raise InputError(
-                f"{path}: found a mask of mode {found.mode}; expected one value a pixel (a grey"
-                " PNG, or one with a palette)"
+                f"{row.shown(1)}: found a mask of mode {found.mode}; expected one value a pixel (a"
+                " grey PNG, or one with a palette)"
             )
         if found.size != size:
             raise InputError(
-                f"{path}: found a mask of {found.width}x{found.height} pixels; its image"
-                f" {row.path} has {size[0]}x{size[1]}"
+                f"{row.shown(1)}: found a mask of {found.width}x{found.height} pixels; its image"
+                f" {row.shown()} has {size[0]}x{size[1]}"
             )
         values = np.asarray(found)
         wrong = (values >= self.num_classes) & (values != self.ignore_index) | (values < 0)
         if wrong.any():
             top, left = (int(place[0]) for place in np.nonzero(wrong))
             raise InputError(
-                f"{path}: pixel ({left}, {top}): found the class {values[top, left]}; expected"
-                f" 0..{self.num_classes - 1}, or {self.ignore_index} for none"
+                f"{row.shown(1)}: pixel ({left}, {top}): found the class {values[top, left]};"
+                f" expected 0..{self.num_classes - 1}, or {self.ignore_index} for none"
             )
         if values.shape == self.image_size:
             return values.astype(np.uint8)

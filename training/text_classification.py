@@ -18,8 +18,10 @@ from .text_data import (
     VOCABULARY,
     Unit,
     Vocabulary,
+    known_vocabulary,
     paths_of,
     read_text,
+    require_embeddings,
     require_length,
     rows_of,
     unit_of,
@@ -153,7 +155,8 @@ def text_splits(
         lowercase: texts are put into lower case.
         most_tokens: size of the vocabulary at most, padding and unknown included.
         least_count: tokens that occur less often in the training split are unknown.
-        vocabulary: the file that a run wrote; made of the training split by default.
+        vocabulary: the file that a run wrote; by default the one beside the weights of the network,
+            and where there is none, it is made of the training split.
         batch_size: samples a batch.
 
     Raises:
@@ -169,8 +172,8 @@ def text_splits(
         ]
         for split, names in files.items()
     }
-    if vocabulary is not None:
-        known = Vocabulary.read(context.path(vocabulary))
+    known = known_vocabulary(context, vocabulary)
+    if known is not None:
         options.require(known, context.label)
     else:
         split_of(files, "train", context.label, "data.kwargs.files")
@@ -182,6 +185,7 @@ def text_splits(
             most=most_tokens,
             least_count=least_count,
         )
+        require_embeddings(known, context)
     return {
         split: TextInputter(
             (

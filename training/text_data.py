@@ -9,10 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from ..errors import InputError, SpecError
 from ..runtime.atomic import replacing
+from ..runtime.sources import shown_path
+
+if TYPE_CHECKING:
+    from .data import DataContext
 
 Unit = Literal["word", "character"]
 
@@ -150,6 +154,47 @@ class Vocabulary:
         return joint.join(self.tokens[number] for number in numbers if number != PADDING)
 
 
+def known_vocabulary(context: DataContext, name: str | None) -> Vocabulary | None:
+    """Return the vocabulary that a run kept, which the weights of a network belong to.
+
+    Args:
+        context: of the data.
+        name: its file; the one beside the weights by default.
+
+    Returns:
+        None where there is none: it is made of the training split.
+
+    Raises:
+        SpecError: the file is not there, or the network has too few embeddings.
+        InputError: it is no vocabulary.
+    """
+    if name is not None:
+        path = context.require(name, "vocabulary")
+    elif context.weights is not None and (context.weights.parent / VOCABULARY).is_file():
+        path = Path(shown_path(context.weights.parent / VOCABULARY))
+    else:
+        return None
+    found = Vocabulary.read(path)
+    require_embeddings(found, context)
+    return found
+
+
+def require_embeddings(vocabulary: Vocabulary, context: DataContext) -> None:
+    """Check that a network, as far as it says, has an embedding for each token.
+
+    Raises:
+        SpecError: it has fewer.
+    """
+    if context.tokens is None or len(vocabulary) <= context.tokens:
+        return
+    raise SpecError(
+        f"{context.label}: the vocabulary has {len(vocabulary)} tokens, and the network embeddings"
+        f" for {context.tokens} (its argument tokens); expected as many at least",
+        hint=f"let the network have {len(vocabulary)}, or leave out rare ones with"
+        f" {context.key}.most_tokens: {context.tokens}",
+    )
+
+
 def split_text(text: str, unit: Unit, lowercase: bool) -> list[str]:
     """Return the tokens of a text, in Unicode's composed form (NFC)."""
     text = unicodedata.normalize("NFC", text)
@@ -180,6 +225,8 @@ def read_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     return decoded(data, str(path)).replace("\r\n", "\n")
@@ -210,8 +257,8 @@ def rows_of(text: str) -> Iterable[tuple[int, str]]:
 
 
 def paths_of(names: str, root: Path) -> list[Path]:
-    """Return the files of a split: one name, or several with commas between."""
-    return [root / Path(name.strip()).expanduser() for name in names.split(",")]
+    """Return the files of a split, as messages call them: one name, or several with commas."""
+    return [Path(shown_path(root / Path(name.strip()).expanduser())) for name in names.split(",")]
 
 
 def require_length(tokens: Sequence[int], where: str, length: int, unit: Unit) -> None:

@@ -11,7 +11,15 @@ from ..errors import InputError, ModelError, SpecError, UsageError
 from .data import DataContext, Splits, split_of
 from .inputter import Array
 from .text_classification import TextInputter
-from .text_data import UNKNOWN, Vocabulary, paths_of, read_text, unit_of
+from .text_data import (
+    UNKNOWN,
+    Vocabulary,
+    known_vocabulary,
+    paths_of,
+    read_text,
+    require_embeddings,
+    unit_of,
+)
 
 NextToken = Callable[[Array], Array]
 """Tokens, int64 ``(1, length)``, to logits of the token after each, ``(1, length, tokens)``."""
@@ -40,7 +48,8 @@ def character_splits(
         unit: what a token is, ``character`` or ``word``.
         lowercase: texts are put into lower case.
         most_tokens: size of the vocabulary at most, padding and unknown included.
-        vocabulary: the file that a run wrote; made of the training split by default.
+        vocabulary: the file that a run wrote; by default the one beside the weights of the network,
+            and where there is none, it is made of the training split.
         batch_size: windows a batch.
 
     Raises:
@@ -58,18 +67,19 @@ def character_splits(
         split: {path: read_text(path) for path in paths_of(names, context.root)}
         for split, names in files.items()
     }
-    if vocabulary is not None:
-        known = Vocabulary.read(context.path(vocabulary))
+    known = known_vocabulary(context, vocabulary)
+    if known is not None:
         if (known.unit, known.lowercase) != (kind, lowercase):
             raise SpecError(
                 f"{context.label}: data: found {kind} and lowercase {lowercase}; expected"
-                f" {known.unit} and {known.lowercase}, as in {vocabulary}"
+                f" {known.unit} and {known.lowercase}, as its vocabulary has it"
             )
     else:
         split_of(files, "train", context.label, "data.kwargs.files")
         known = Vocabulary.of(
             texts["train"].values(), kind, files["train"], lowercase=lowercase, most=most_tokens
         )
+        require_embeddings(known, context)
     found = {}
     for split, entries in texts.items():
         parts = [_windows(text, path, known, length, step) for path, text in entries.items()]

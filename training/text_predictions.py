@@ -12,11 +12,11 @@ import numpy as np
 from ..errors import InputError, SpecError
 from .components import BUILT_IN, accepted
 from .displays import Display
-from .image_predictions import ClassPrediction, probabilities_of
+from .image_predictions import IMAGE_SUFFIXES, ClassPrediction, probabilities_of
 from .inputter import Array
-from .prediction import Prediction, Predictor, as_arrays, only_array
+from .prediction import Prediction, Predictor, as_arrays, only_array, refuse_model
 from .text_classification import TextInputter, TextOptions
-from .text_data import Vocabulary, read_text, rows_of
+from .text_data import Vocabulary, known_vocabulary, read_text, rows_of
 from .text_generation import generate
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BATCH = 64
 _BAR = 20
 _LONGEST_NAME = 256
+_FILE_SUFFIXES = (".csv", ".tsv", ".txt", *IMAGE_SUFFIXES)
 
 
 class TextRow(str):
@@ -41,7 +42,7 @@ def text_rows(given: Sequence[str], has_labels: bool) -> list[TextRow]:
     """Return texts, and the rows of files that are not blank.
 
     What is no file is a text, unless it looks like the name of one: without a space, and with a
-    dot or a slash.
+    dot or a slash; or with the end of a name, such as ``.txt``.
 
     Args:
         given: files in UTF-8, and texts.
@@ -57,6 +58,7 @@ def text_rows(given: Sequence[str], has_labels: bool) -> list[TextRow]:
             found[-1].where = f"the text {name[:40]!r}"
             continue
         path = Path(name).expanduser()
+        refuse_model(path)
         before = len(found)
         for number, line in rows_of(read_text(path)):
             row = TextRow(line.partition("\t")[0] if has_labels else line)
@@ -70,18 +72,22 @@ def text_rows(given: Sequence[str], has_labels: bool) -> list[TextRow]:
 def _is_text(name: str) -> bool:
     if len(name) < _LONGEST_NAME and Path(name).expanduser().exists():
         return False
+    if len(name) < _LONGEST_NAME and Path(name).suffix.lower() in _FILE_SUFFIXES:
+        return False
     return any(character.isspace() for character in name) or not set(name) & {".", "/"}
 
 
 def vocabulary_of(problem: Problem) -> Vocabulary:
-    """Return the vocabulary of a spec: ``data.kwargs.vocabulary``, or that of its training split.
+    """Return the vocabulary of a spec: one that a run kept, or that of its training split.
 
     Raises:
         SpecError: its data has none.
     """
-    name = problem.data_component.kwargs.get("vocabulary")
-    if name is not None and problem.data_component.name in BUILT_IN["data"]:
-        return Vocabulary.read(problem.data_context.path(name))
+    data = problem.data_component
+    if data.name in BUILT_IN["data"]:
+        found = known_vocabulary(problem.data_context, data.kwargs.get("vocabulary"))
+        if found is not None:
+            return found
     loader = problem.split("train", problem.data_key)
     if not isinstance(loader, TextInputter):
         raise SpecError(

@@ -13,8 +13,9 @@ from .components import accepted
 from .device import Device
 from .evaluation import PER_SAMPLE, EvaluationFunction
 from .forward_pass import ForwardPass
+from .losses import only_tensor
 from .torch_forward_pass import TorchForwardPass, move
-from .torch_losses import label_images, only_tensor, require_labels
+from .torch_losses import label_images, require_labels
 
 _ROWS = 8192
 """Rows that go into a metric at once: one update costs far more than what it adds up."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .declared import DeclaredTensors, named_inputs
 from .device import Device
 from .evaluation import Evaluation, run_evaluation
 from .forward_pass import ForwardPass
@@ -79,6 +80,30 @@ class TorchModeler(Modeler):
     def evaluate(self, loader: Iterable[Any]) -> Evaluation:
         with self.averaged(), evaluating(self.network):
             return run_evaluation(self.evaluation, self.network, loader, self.device)
+
+    @contextmanager
+    def comparing(self, declared: DeclaredTensors) -> Iterator[None]:
+        names = [spec.name for spec in declared.inputs]
+        seen: set[bool] = set()  # a batch in training, and one in evaluation
+
+        def before(module: Any, args: Any, kwargs: Any) -> None:
+            if module.training not in seen:
+                declared.require_inputs(named_inputs(module.forward, args, kwargs, names))
+
+        def after(module: Any, arguments: Any, outputs: Any) -> None:
+            if module.training not in seen:
+                seen.add(module.training)
+                declared.require_outputs(outputs)
+
+        handles = [
+            self.network.register_forward_pre_hook(before, with_kwargs=True),
+            self.network.register_forward_hook(after),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def keep_outputs(self) -> None:
         def keep(module: Any, arguments: Any, outputs: Any) -> None:

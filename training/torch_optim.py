@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import SpecError
 from ..specs.declare import Component
 from .components import Components
 from .named import (
@@ -14,6 +13,7 @@ from .named import (
     classes_of,
     component_of,
     made_by_factory,
+    own_weight_decay,
     require_matches,
 )
 from .schedules import decay_factors, schedule_length
@@ -46,6 +46,24 @@ def trained_parameters(model: Any, trainable: Sequence[str], where: str) -> dict
     return {name: item for name, item in model.named_parameters() if item.requires_grad}
 
 
+def optimizer_class(name: str, key: str) -> tuple[Any, dict[str, Any]]:
+    """Return the optimizer of a name, in any case, and the arguments that the name stands for.
+
+    Args:
+        name: that of a class of ``torch.optim``, or ``momentum``.
+        key: the key that has it, for messages.
+
+    Raises:
+        SpecError: there is none.
+    """
+    import torch
+
+    name, kwargs = _OPTIMIZERS.get(name.lower(), (name, {}))
+    known = classes_of(torch.optim, torch.optim.Optimizer)
+    found = class_named(name, known, [*_OPTIMIZERS, *known], key, "an optimizer of torch.optim")
+    return found, kwargs
+
+
 def make_optimizer(
     wanted: Any,
     model: Any,
@@ -69,20 +87,13 @@ def make_optimizer(
     Raises:
         SpecError: there is no such optimizer, or it does not take its arguments.
     """
-    import torch
-
     key = "full_trainer.optimizer"
     component = component_of(DEFAULT_OPTIMIZER if wanted is None else wanted)
     if component is None or component.is_entrypoint:
         if weight_decay is not None or weight_decay_skip:
-            raise SpecError(
-                f"{key}: an optimizer of your own decides about weight decay itself; expected"
-                " training.weight_decay to be left out"
-            )
+            raise own_weight_decay(key)
         return made_by_factory(wanted, component, model, components, key)
-    name, kwargs = _OPTIMIZERS.get(component.name.lower(), (component.name, {}))
-    known = classes_of(torch.optim, torch.optim.Optimizer)
-    found = class_named(name, known, [*_OPTIMIZERS, *known], key, "an optimizer of torch.optim")
+    found, kwargs = optimizer_class(component.name, key)
     kwargs = {**kwargs, **component.kwargs}
     if weight_decay is not None:
         kwargs["weight_decay"] = weight_decay

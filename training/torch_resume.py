@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, UsageError
-from .resume import Changes, differences
-
-_TO_THE_END = ("CosineAnnealingLR", "CosineDecay", "OneCycleLR")
-"""Schedulers, one of Keras among them, that count on the steps that they were made for."""
+from ..errors import ModelError
+from .resume import Changes, differences, require_same_tensors
 
 _CYCLED = ("momentum", "betas")
 """Options that a scheduler with ``base_momentum`` changes beside the learning rate."""
@@ -101,34 +98,6 @@ def scheduler_state(scheduler: Any) -> dict[str, Any] | None:
     return {name: value for name, value in state.items() if not inspect.isroutine(value)}
 
 
-def require_schedule(
-    scheduler: Any, tree: Mapping[str, Any], epochs: int, steps: int | None, path: Path
-) -> None:
-    """Check that a schedule does not end before the run.
-
-    Args:
-        scheduler: of this run.
-        tree: the checkpoint.
-        epochs: of this run.
-        steps: of this run, where the scheduler counts steps.
-        path: the checkpoint.
-
-    Raises:
-        UsageError: it does.
-    """
-    kind = type(scheduler).__name__
-    if kind not in _TO_THE_END:
-        return
-    made_for, found, what = tree["epochs"], epochs, "epochs"
-    if steps is not None and tree["steps"] is not None and epochs <= made_for:
-        made_for, found, what = tree["steps"], steps, "steps"
-    if found > made_for:
-        raise UsageError(
-            f"{path}: its schedule ({kind}) ends after {made_for} {what}; found {found} to train",
-            hint="--fresh starts over",
-        )
-
-
 def require_same_network(network: Any, state: Mapping[str, Any], path: Path) -> None:
     """Check that a checkpoint has the tensors of a network.
 
@@ -137,26 +106,3 @@ def require_same_network(network: Any, state: Mapping[str, Any], path: Path) -> 
     """
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     require_same_tensors(own, {name: tuple(value.shape) for name, value in state.items()}, path)
-
-
-def require_same_tensors(
-    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
-    """Check that a checkpoint has the tensors of a network.
-
-    Args:
-        own: shapes of the network's tensors.
-        found: shapes of those in the checkpoint.
-        path: the checkpoint.
-
-    Raises:
-        ModelError: one is missing, or has another shape.
-    """
-    for name in [*own, *(name for name in found if name not in own)]:
-        if own.get(name) != found.get(name):
-            raise ModelError(
-                f"{path}: a checkpoint of another network: the tensor {name!r} is"
-                f" {found.get(name, 'missing')} in it, and {own.get(name, 'missing')} in the"
-                " network",
-                hint="--fresh starts over",
-            )

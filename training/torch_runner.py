@@ -15,13 +15,13 @@ from .inputter import Inputter
 from .loaders import seeded_batches, split_for
 from .options import TrainerOptions
 from .randomness import random_state, restore_random_state, seed_everything
+from .resume import require_schedule
 from .runner import Runner
 from .torch_modeler import TorchModeler
 from .torch_optim import make_optimizer, make_scheduler, trained_parameters
 from .torch_resume import (
     hyperparameters,
     require_same_network,
-    require_schedule,
     restore_optimizer,
     restore_scheduler,
     scheduler_state,
@@ -105,14 +105,7 @@ class TorchRunner(Runner):
             higher_is_better=options.higher_is_better,
         )
         self._initial = hyperparameters(self.optimizer)
-        kinds = (self.optimizer, self.scheduler)
-        names = [None if item is None else type(item).__name__ for item in kinds]
-        self.recipe["optimizer"] = names[0]
-        # A schedule of the user's own is known by its class alone.
-        self.recipe["scheduler"] = self.recipe["scheduler"] and {
-            "class": names[1],
-            "arguments": self.recipe["scheduler"],
-        }
+        self.note_kinds(self.optimizer, self.scheduler)
 
     def epoch_batches(self, epoch: int, start: int) -> Iterator[Any]:
         loader, seed = self.splits["train"], self.options.seed

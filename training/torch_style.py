@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, ModelError, SpecError
+from ..runtime.sources import shown_path
 from ..specs.hints import did_you_mean
 from .csv_rows import Row
 from .data import DataContext
@@ -16,8 +17,9 @@ from .device import Device
 from .evaluation import PER_SAMPLE
 from .forward_pass import ForwardPass
 from .images import ImageInputter
+from .losses import only_tensor
 from .torch_forward_pass import move, torch_device_of
-from .torch_losses import TorchLossFunction, only_tensor
+from .torch_losses import TorchLossFunction
 from .torch_metrics import TorchEvaluationFunction
 
 if TYPE_CHECKING:
@@ -90,9 +92,7 @@ class PerceptualLoss(TorchLossFunction):
         self._mean, self._std = (
             np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (mean, std)
         )
-        self.image = style_image(
-            root / Path(style).expanduser(), style_size, problem.data_component.kwargs
-        )
+        self.image = style_image(problem, root / Path(style).expanduser(), style_size)
         super().__init__(device)
 
     def to_device(self, device: str | Device) -> None:
@@ -203,7 +203,7 @@ def _trained(problem: Problem, name: str, weights: Path, kwargs: Mapping[str, An
         )
     if not weights.is_file():
         raise SpecError(
-            f"{problem.label}: loss.weights: {weights}: no such file",
+            f"{problem.label}: loss.weights: {shown_path(weights)}: no such file",
             hint="train the network that compares images first",
         )
     load_weights(network, weights, f"{problem.label}: {key}")
@@ -214,21 +214,24 @@ def _trained(problem: Problem, name: str, weights: Path, kwargs: Mapping[str, An
     return network.eval().requires_grad_(False)
 
 
-def style_image(path: Path, size: Sequence[int] | None, data: Mapping[str, Any]) -> Any:
+def style_image(problem: Problem, path: Path, size: Sequence[int] | None) -> Any:
     """Return the image of a style, float32 ``(1, channels, height, width)``, values 0..1.
 
     Args:
+        problem: the arguments of its data say how many channels images have.
         path: of the image.
         size: height and width that it is scaled to; None leaves it as it is.
-        data: the arguments of the data, which say how many channels images have.
 
     Raises:
+        SpecError: it is not there.
         InputError: it cannot be read.
     """
+    if not path.is_file():
+        raise SpecError(f"{problem.label}: loss.style: {shown_path(path)}: no such file")
     inputter = ImageInputter(
         [Row((str(path),), "loss.style")],
         image_size=size,
-        channels=int(data.get("channels", 3)),
+        channels=int(problem.data_component.kwargs.get("channels", 3)),
         cache=False,
         **DataContext(path.parent).options("style", 1),
     )

@@ -9,8 +9,9 @@ from typing import Any
 from ..errors import InputError
 from .device import Device
 from .evaluation import PER_SAMPLE
+from .losses import only_tensor
 from .text_data import PADDING
-from .torch_losses import OutputLoss, only_tensor, require_labels
+from .torch_losses import OutputLoss, require_labels
 from .torch_metrics import OutputEvaluation
 
 

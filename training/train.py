@@ -15,6 +15,7 @@ from .assess import check_evaluation, user_code
 from .callback_options import AS_OPTIONS
 from .callbacks import Callback, EarlyStopping, Ema, LossCallback, SpeedCallback
 from .checkpoints import Checkpoints, checkpoints_in
+from .declared import DeclaredTensors
 from .distributed import Workers, alone
 from .inputter import Inputter
 from .modeler import Modeler
@@ -83,6 +84,7 @@ def train_network(
         TrainingInterrupted: it was asked to stop.
         UsageError: networks of its framework cannot be trained, or the newest checkpoint cannot be
             gone on with under these options.
+        SpecError: the data, or the network, has other shapes than the spec declares.
         IngotError: data, loss or metrics fail.
     """
     modeler_class, runner_class = trainer_of(problem.spec.model.framework, problem.label)
@@ -115,14 +117,15 @@ def train_network(
         watch(runner)
     goes_on = resume and folder is not None and bool(checkpoints_in(folder))
     place = workers or Workers()
-    if not goes_on and place.is_first:
-        with alone(place.count):
-            check_evaluation(problem, modeler, options)
-    inputter = problem.splits["train"]
-    if folder is not None and place.is_first and isinstance(inputter, Inputter):
-        inputter.keep(folder, goes_on)
-    with user_code(problem, "training"):
-        state = runner.run()
+    with modeler.comparing(DeclaredTensors.of(problem.spec)):
+        if not goes_on and place.is_first:
+            with alone(place.count):
+                check_evaluation(problem, modeler, options)
+        inputter = problem.splits["train"]
+        if folder is not None and place.is_first and isinstance(inputter, Inputter):
+            inputter.keep(folder, goes_on)
+        with user_code(problem, "training"):
+            state = runner.run()
     return Trained(modeler, state, runner.eval_key)
 
 
