@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from isolation_models import alive
 from models import INPUTS, SPEC_TENSORS, onnx_add, python_add, torch_scale, write
 
 import ingot
@@ -339,14 +342,14 @@ def start_package(
     return process, int((folder / "pid").read_text())
 
 
-def is_running(number: int) -> bool:
-    """Whether a process exists, and is no zombie that waits for init."""
-    stat = Path(f"/proc/{number}/stat")
+@contextmanager
+def hangup_is(handler: signal.Handlers) -> Iterator[None]:
+    """Let processes that are started inherit what SIGHUP does."""
+    before = signal.signal(signal.SIGHUP, handler)
     try:
-        os.kill(number, 0)
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -354,7 +357,8 @@ def is_running(number: int) -> bool:
 def test_a_killed_package_command_leaves_nothing(
     name: str, nap: str, sleeping: Path, empty_home: Path
 ) -> None:
-    process, child = start_package(sleeping, empty_home, nap=nap)
+    with hangup_is(signal.SIG_DFL):  # ignored where the tests run under nohup
+        process, child = start_package(sleeping, empty_home, nap=nap)
     assert list((sleeping / "tmp").iterdir())
     assert bool(list((sleeping / "work" / "out").iterdir())) == (nap == "package")
     process.send_signal(getattr(signal, name))
@@ -366,7 +370,7 @@ def test_a_killed_package_command_leaves_nothing(
     assert list((sleeping / "work" / "out").iterdir()) == []
     assert list((sleeping / "tmp").iterdir()) == []
     deadline = time.monotonic() + 10
-    while is_running(child):
+    while alive(child):
         assert time.monotonic() < deadline, "the process that ran the model is still there"
         time.sleep(0.02)
 
@@ -387,11 +391,8 @@ def test_an_interruption_as_json(sleeping: Path, empty_home: Path) -> None:
 
 
 def test_nohup_is_heeded(sleeping: Path, empty_home: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with hangup_is(signal.SIG_IGN):
         process, _ = start_package(sleeping, empty_home)
-    finally:
-        signal.signal(signal.SIGHUP, before)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
